@@ -1,0 +1,1 @@
+"""Ratings and movies, and the one way from a history to a model's input."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -137,7 +138,9 @@ class Dataset:
             if "timestamp" in ratings
             else np.zeros(n, np.int64),
         )
-        table = {} if movies is None else {row["movie_id"]: _movie_of(row) for row in movies.to_dict("records")}
+        table = (
+            {} if movies is None else {row["movie_id"]: _movie_of(row) for row in movies.to_dict("records")}
+        )
         return cls.of(name, columns, table, tie_seed=tie_seed)
 
     def to_frame(self) -> pd.DataFrame:
@@ -179,7 +182,9 @@ class Dataset:
         digest = hashlib.sha256()
         for ids in (self.users.values, self.movies.values):
             digest.update(
-                np.ascontiguousarray(ids).tobytes() if ids.dtype.kind != "U" else "\0".join(ids.tolist()).encode()
+                np.ascontiguousarray(ids).tobytes()
+                if ids.dtype.kind != "U"
+                else "\0".join(ids.tolist()).encode()
             )
         for array in (self.user_rows, self.movie_rows, self.ratings, self.timestamps):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -191,7 +196,9 @@ class Dataset:
 def _factorize(ids: Ids) -> tuple[Ids, npt.NDArray[np.int64]]:
     """Return the distinct ids in ascending order and the position of every id among them."""
     if ids.dtype.kind in "iu" and ids.size and int(ids.min()) >= 0 and int(ids.max()) < 4 * ids.size + 1000:
-        seen = np.zeros(int(ids.max()) + 1, dtype=bool)  # a table is 20x faster than a sort where ids are dense
+        seen = np.zeros(
+            int(ids.max()) + 1, dtype=bool
+        )  # a table is 20x faster than a sort where ids are dense
         seen[ids] = True
         return np.flatnonzero(seen).astype(ids.dtype), (np.cumsum(seen) - 1)[ids]
     values, rows = np.unique(ids, return_inverse=True)
@@ -224,7 +231,9 @@ def _ids_of(values: Any) -> Ids:
         return array if array.dtype == np.uint64 else array.astype(np.int64)
     listed = array.tolist() if array.dtype.kind != "f" else None
     if listed is not None and all(isinstance(value, int) for value in listed):
-        return np.asarray(listed, dtype=np.uint64 if max(listed, default=0) > np.iinfo(np.int64).max else np.int64)
+        return np.asarray(
+            listed, dtype=np.uint64 if max(listed, default=0) > np.iinfo(np.int64).max else np.int64
+        )
     if listed is None:
         raise DataError("ids are decimal numbers; expected integers or text, check for missing values")
     return np.asarray([str(value) for value in listed], dtype=np.str_)
@@ -248,7 +257,9 @@ def _canonical_order(
     return order
 
 
-def _newest_of_each(user_rows: npt.NDArray[np.int64], movie_rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _newest_of_each(
+    user_rows: npt.NDArray[np.int64], movie_rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
     """Return the positions, ascending, of the last rating of every pair of user and movie."""
     pair = user_rows * (int(movie_rows.max()) + 1) + movie_rows
     by_pair = np.argsort(pair, kind="stable")
@@ -260,7 +271,7 @@ def _movie_of(row: Mapping[Any, Any]) -> Movie:
     title, year, genres = row.get("title"), row.get("year"), row.get("genres")
     if isinstance(genres, str):
         genres = [part for part in genres.split("|") if part]
-    missing_year = year is None or year != year
+    missing_year = year is None or (isinstance(year, float) and math.isnan(year))
     return Movie(
         title=title if isinstance(title, str) else None,
         year=None if missing_year else int(str(year).split(".")[0]),

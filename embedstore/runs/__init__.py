@@ -1,0 +1,1 @@
+"""Run folders: written once, sealed by their manifest, then only read."""

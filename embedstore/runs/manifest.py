@@ -1,0 +1,158 @@
+"""The manifest of a run: what was trained, from what, and the digest of every file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from embedstore.errors import RunError
+
+__all__ = [
+    "MANIFEST",
+    "SCHEMA_VERSION",
+    "Manifest",
+    "digest_of",
+    "read_manifest",
+    "replace_file",
+    "sync_folder",
+]
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+_BLOCK = 1 << 20
+_LARGEST_MANIFEST = 4 << 20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json holds. created_at is UTC, ISO 8601. tower is additive, dense or none."""
+
+    run_id: str
+    created_at: str
+    dataset: Mapping[str, Any]
+    config: Mapping[str, Any]
+    embedding_dim: int
+    tower: str
+    metrics: Mapping[str, Any]
+    versions: Mapping[str, str]
+    git_commit: str | None
+    files: Mapping[str, Mapping[str, Any]]  # name: {"bytes", "sha256"}
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+
+def read_manifest(run_path: Path) -> Manifest:
+    """Return the manifest of the run folder run_path.
+
+    Raises RunError where there is none (an unfinished run), where it is damaged, and where it was
+    written by a newer version of embedstore.
+    """
+    path = run_path / MANIFEST
+    try:
+        if path.stat().st_size > _LARGEST_MANIFEST:
+            raise RunError(
+                f"{path} is larger than {_LARGEST_MANIFEST} bytes; it is not a manifest of embedstore"
+            )
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RunError(
+            f"run {run_path.name} has no {MANIFEST}: its training did not finish; train again or remove the folder"
+        ) from None
+    except NotADirectoryError:
+        raise RunError(f"{run_path} is a file; expected the folder of a run") from None
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is not JSON ({error}); the run is damaged, restore or remove it") from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("schema_version"), int):
+        raise RunError(f"{path} has no schema_version; the run is damaged, restore or remove it")
+    if content["schema_version"] > SCHEMA_VERSION:
+        raise RunError(
+            f"run {run_path.name} has schema {content['schema_version']}, this embedstore reads up to "
+            f"{SCHEMA_VERSION}; upgrade embedstore"
+        )
+    known = {key: content[key] for key in Manifest.__dataclass_fields__ if key in content}
+    missing = [key for key in Manifest.__dataclass_fields__ if key not in content]
+    if missing:
+        raise RunError(f"{path} lacks {', '.join(missing)}; the run is damaged, restore or remove it")
+    manifest = Manifest(**known)
+    _check(manifest, path)
+    return manifest
+
+
+def _check(manifest: Manifest, path: Path) -> None:
+    if manifest.run_id != path.parent.name:
+        raise RunError(
+            f"{path} is the manifest of run {manifest.run_id}, expected {path.parent.name}; "
+            "give the folder its own name back"
+        )
+    shape_is_right = (
+        isinstance(manifest.embedding_dim, int)
+        and manifest.embedding_dim > 0
+        and manifest.tower in ("additive", "dense", "none")
+        and all(isinstance(part, dict) for part in (manifest.dataset, manifest.config, manifest.metrics))
+        and isinstance(manifest.files, dict)
+        and all(
+            isinstance(entry, dict)
+            and isinstance(entry.get("sha256"), str)
+            and isinstance(entry.get("bytes"), int)
+            for entry in manifest.files.values()
+        )
+    )
+    if not shape_is_right:
+        raise RunError(
+            f"{path} does not have the fields of schema 1; the run is damaged, restore or remove it"
+        )
+    for name in manifest.files:
+        parts = name.split("/")
+        if (
+            name.startswith("/")
+            or "\\" in name
+            or "\0" in name
+            or any(part in ("", ".", "..") for part in parts)
+        ):
+            raise RunError(
+                f"{path} names the file {name!r}, which is outside of the run; do not use this run"
+            )
+
+
+def digest_of(path: Path) -> str:
+    """Return the sha256 of a file as hex digits, reading it in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        buffer = bytearray(_BLOCK)
+        view = memoryview(buffer)
+        while size := file.readinto(buffer):
+            digest.update(view[:size])
+    return digest.hexdigest()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write content to path so that a reader, or a power cut, sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

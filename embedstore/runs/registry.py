@@ -1,0 +1,105 @@
+"""The runs in a folder, and the names by which a person asks for one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedstore.errors import NotFoundError, RunError, UsageError
+from embedstore.runs.manifest import MANIFEST, Manifest, read_manifest
+from embedstore.runs.run import Run
+
+__all__ = ["RunSummary", "find_run", "list_runs", "remove_run"]
+
+RUN_ID = re.compile(r"\d{8}t\d{6}-[0-9a-f]{4}")
+_LIVE = re.compile(r"@(?P<alias>[^~]+)(?:~(?P<back>\d+))?")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One folder of the registry; manifest is None where problem says why it cannot be used."""
+
+    run_id: str
+    path: Path
+    manifest: Manifest | None
+    problem: str | None = None
+
+
+def list_runs(runs_dir: Path) -> list[RunSummary]:
+    """Return every run folder in runs_dir, oldest first, the unfinished and damaged ones too.
+
+    A missing runs_dir holds no run.
+    """
+    folders = sorted(
+        path for path in Path(runs_dir).glob("*") if RUN_ID.fullmatch(path.name) and path.is_dir()
+    )
+    summaries = []
+    for path in folders:
+        try:
+            summaries.append(RunSummary(path.name, path, read_manifest(path)))
+        except RunError as error:
+            unfinished = not (path / MANIFEST).exists()
+            summaries.append(RunSummary(path.name, path, None, "unfinished" if unfinished else str(error)))
+    return summaries
+
+
+def find_run(
+    runs_dir: Path, reference: str = "latest", *, live: Callable[[str, int], str] | None = None
+) -> Run:
+    """Return the run that reference names.
+
+    reference: a full id, a unique prefix, latest (the newest sealed one), @ALIAS (what the alias
+    serves now) or @ALIAS~N (N promotions ago). live(alias, n) answers the last two with a run id.
+
+    Raises NotFoundError where there is none, UsageError where a prefix fits several.
+    """
+    if match := _LIVE.fullmatch(reference):
+        if live is None:
+            raise UsageError(f"{reference} asks the store which run is live; give a run id here")
+        return _local(Path(runs_dir), live(match["alias"], int(match["back"] or 0)))
+    sealed = [summary for summary in list_runs(runs_dir) if summary.manifest is not None]
+    if reference == "latest":
+        if not sealed:
+            raise NotFoundError(f"no finished run in {runs_dir}; make one with `embedstore train`")
+        return Run.load(sealed[-1].path)
+    if RUN_ID.fullmatch(reference):
+        return _local(Path(runs_dir), reference)
+    fitting = [
+        summary for summary in list_runs(runs_dir) if reference and summary.run_id.startswith(reference)
+    ]
+    if len(fitting) > 1:
+        raise UsageError(
+            f"run {reference!r} fits {len(fitting)} runs ({fitting[0].run_id}, {fitting[1].run_id}); "
+            "give more of the id"
+        )
+    if not fitting:
+        raise NotFoundError(f"no run {reference!r} in {runs_dir}; list them with `embedstore runs list`")
+    return Run.load(fitting[0].path)
+
+
+def remove_run(runs_dir: Path, run_id: str) -> Path:
+    """Delete the folder of a run, the manifest first, so that a half-deleted run is an unfinished one.
+
+    Raises NotFoundError where there is none.
+    """
+    path = Path(runs_dir) / run_id
+    if not RUN_ID.fullmatch(run_id) or not path.is_dir():
+        raise NotFoundError(f"no run {run_id!r} in {runs_dir}; list them with `embedstore runs list`")
+    try:
+        (path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path)
+    except OSError as error:
+        raise RunError(f"run folder {path} cannot be removed: {error.strerror}") from error
+    return path
+
+
+def _local(runs_dir: Path, run_id: str) -> Run:
+    path = runs_dir / run_id
+    if not RUN_ID.fullmatch(run_id) or not path.is_dir():
+        raise NotFoundError(
+            f"run {run_id} is not in {runs_dir}; copy its folder here from the machine that trained it"
+        )
+    return Run.load(path)

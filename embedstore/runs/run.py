@@ -1,0 +1,260 @@
+"""A sealed run, opened for reading."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedstore.data.dataset import Movie
+from embedstore.data.features import Ids, MovieId, Rows, Vocabulary
+from embedstore.errors import NotFoundError, RunError
+from embedstore.runs.manifest import Manifest, digest_of, read_manifest
+from embedstore.runs.tower import (
+    AdditiveTower,
+    DenseTower,
+    MovieFeature,
+    TowerInput,
+    TowerLayer,
+    UserTower,
+)
+
+__all__ = ["Run"]
+
+_FEATURES = ("movies", "genres", "years")
+_POOLINGS = ("mean", "l2", "sum")
+_ACTIVATIONS = ("linear", "tanh", "relu")
+
+
+class Run:
+    """A sealed run folder: the movie vectors, the user tower and the histories of one training.
+
+    Nothing is read until it is asked for, and every file's sha256 is checked before its first
+    use. RunError names the file that is missing, damaged or of the wrong shape.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._checked: set[str] = set()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """Open the run folder path. Raises RunError where it is unfinished or damaged."""
+        folder = Path(path)
+        if not folder.exists():
+            raise NotFoundError(f"no run folder {folder}; list them with `embedstore runs list`")
+        folder = folder.resolve()
+        return cls(folder, read_manifest(folder))
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def run_id(self) -> str:
+        return self.manifest.run_id
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.manifest.embedding_dim
+
+    @property
+    def additive(self) -> bool:
+        """Whether psi(X) is the mean of one history vector per movie."""
+        return self.manifest.tower == "additive"
+
+    @cached_property
+    def movies(self) -> Vocabulary:
+        """The movie ids in the order of the vectors' rows."""
+        return self._vocabulary("movie_ids.npy")
+
+    @cached_property
+    def movie_vectors(self) -> npt.NDArray[np.float32]:
+        """V_j, shape (n_movies, embedding_dim), float32, memory-mapped."""
+        return self._matrix("movie_vectors.npy", (len(self.movies), self.embedding_dim))
+
+    @cached_property
+    def history_vectors(self) -> npt.NDArray[np.float32] | None:
+        """E_j, shape (n_movies, embedding_dim), float32, memory-mapped; None unless additive."""
+        if not self.additive:
+            return None
+        return self._matrix("history_vectors.npy", (len(self.movies), self.embedding_dim))
+
+    @cached_property
+    def tower(self) -> UserTower:
+        """psi. Raises RunError where the run has none."""
+        if self.history_vectors is not None:
+            return AdditiveTower(self.history_vectors)
+        if self.manifest.tower == "none":
+            raise RunError(f"run {self.run_id} has no user tower; only `similar` works with it")
+        return self._dense_tower()
+
+    @cached_property
+    def users(self) -> Vocabulary:
+        """The ids of the users with a history in this run."""
+        return self._vocabulary("histories/user_ids.npy")
+
+    def history(self, user_id: MovieId) -> Rows:
+        """Return the movie rows that a known user rated, oldest first.
+
+        Raises NotFoundError where the user is unknown.
+        """
+        row = self.users.row(user_id)
+        if row < 0:
+            raise NotFoundError(
+                f"user {user_id} is not among the {len(self.users)} users of run {self.run_id}; "
+                "give the movies they rated with --history"
+            )
+        offsets = self._array("histories/offsets.npy", ("int64",))
+        rows = self._array("histories/movie_rows.npy", ("int32",))
+        if offsets.shape != (len(self.users) + 1,):
+            raise self._damaged("histories/offsets.npy", f"has shape {offsets.shape}")
+        start, stop = int(offsets[row]), int(offsets[row + 1])
+        if not 0 <= start <= stop <= rows.size:
+            raise self._damaged("histories/offsets.npy", "points outside of histories/movie_rows.npy")
+        return np.asarray(rows[start:stop], dtype=np.int64)
+
+    @cached_property
+    def catalog(self) -> Sequence[Movie]:
+        """Title, year and genres of every movie, in the order of the vectors' rows."""
+        return [
+            Movie(title=line["title"], year=line["year"], genres=tuple(line["genres"]))
+            for line in self._movie_lines
+        ]
+
+    @cached_property
+    def popularity(self) -> npt.NDArray[np.int64]:
+        """The number of ratings of every movie, shape (n_movies,)."""
+        return np.array([line["popularity"] for line in self._movie_lines], dtype=np.int64)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The digest of all that goes into a collection: ids, vectors, payload and run id.
+
+        Taken from the files' digests, which are checked first.
+        """
+        names = ["movie_ids.npy", "movie_vectors.npy", "movies.jsonl"]
+        if self.additive:
+            names.append("history_vectors.npy")
+        digest = hashlib.sha256(self.run_id.encode())
+        for name in names:
+            self._file(name)
+            digest.update(f"{name}\0{self.manifest.files[name]['sha256']}\n".encode())
+        return digest.hexdigest()
+
+    def verify(self) -> None:
+        """Check the size and sha256 of every file. Raises RunError that names the first difference."""
+        self._checked.clear()
+        for name in self.manifest.files:
+            self._file(name)
+
+    @cached_property
+    def _movie_lines(self) -> list[dict[str, Any]]:
+        name = "movies.jsonl"
+        try:
+            lines = [json.loads(line) for line in self._file(name).read_text(encoding="utf-8").splitlines()]
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(name, f"is not JSON lines ({error})") from error
+        if len(lines) != len(self.movies):
+            raise self._damaged(name, f"has {len(lines)} lines for {len(self.movies)} vectors")
+        return lines
+
+    def _dense_tower(self) -> DenseTower:
+        name = "tower.json"
+        try:
+            spec = json.loads(self._file(name).read_text(encoding="utf-8"))
+            inputs = spec["inputs"]
+            layers = spec["layers"]
+            known = (
+                all(part["feature"] in _FEATURES and part["pooling"] in _POOLINGS for part in inputs)
+                and all(layer["activation"] in _ACTIVATIONS for layer in layers)
+                and isinstance(spec["constant"], bool)
+                and bool(inputs)
+            )
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._damaged(name, f"is not a tower ({error!r})") from error
+        if not known:
+            raise self._damaged(name, "describes a tower that this embedstore does not know")
+        tower = DenseTower(
+            inputs=[
+                TowerInput(part["feature"], self._matrix(f"tower.{part['feature']}.npy"), part["pooling"])
+                for part in inputs
+            ],
+            layers=[
+                TowerLayer(
+                    kernel=self._matrix(f"tower.kernel{number}.npy"),
+                    bias=self._array(f"tower.bias{number}.npy", ("float32",)) if layer["bias"] else None,
+                    activation=layer["activation"],
+                )
+                for number, layer in enumerate(layers)
+            ],
+            constant=spec["constant"],
+            features={
+                part["feature"]: MovieFeature(
+                    name=part["feature"],
+                    offsets=self._array(f"tower.{part['feature']}.offsets.npy", ("int64",)),
+                    values=self._array(f"tower.{part['feature']}.values.npy", ("int64",)),
+                    labels=spec.get("labels", {}).get(part["feature"], ()),
+                )
+                for part in inputs
+                if part["feature"] != "movies"
+            },
+        )
+        if tower.embedding_dim != self.embedding_dim:
+            raise self._damaged(name, f"has width {tower.embedding_dim}, the run has {self.embedding_dim}")
+        return tower
+
+    def _vocabulary(self, name: str) -> Vocabulary:
+        values: Ids = self._array(name, None)
+        try:
+            return Vocabulary(values)
+        except ValueError as error:
+            raise self._damaged(name, f"is not a vocabulary: {error}") from error
+
+    def _matrix(self, name: str, shape: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
+        array = self._array(name, ("float32",))
+        if array.ndim != 2 or (shape is not None and array.shape != shape):
+            raise self._damaged(name, f"has shape {array.shape}, expected {shape or '(rows, width)'}")
+        return array
+
+    def _array(self, name: str, dtypes: tuple[str, ...] | None) -> npt.NDArray[Any]:
+        path = self._file(name)
+        try:
+            array = np.load(path, mmap_mode="r" if path.stat().st_size else None, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise self._damaged(name, f"is not an array file ({error})") from error
+        if not isinstance(array, np.ndarray) or (dtypes is not None and array.dtype.name not in dtypes):
+            raise self._damaged(name, "does not hold the type of numbers that it should")
+        return array.view(np.ndarray)
+
+    def _file(self, name: str) -> Path:
+        """Return the path of a file of the run whose digest was checked."""
+        path = self.path / name
+        if name in self._checked:
+            return path
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise self._damaged(name, "is not in the manifest")
+        if path.is_symlink() or not path.is_file():
+            raise self._damaged(name, "is missing")
+        try:
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                raise self._damaged(name, f"has {size} bytes, the manifest says {entry['bytes']}")
+            if digest_of(path) != entry["sha256"]:
+                raise self._damaged(name, "does not have the sha256 of the manifest")
+        except OSError as error:
+            raise self._damaged(name, f"cannot be read ({error.strerror})") from error
+        self._checked.add(name)
+        return path
+
+    def _damaged(self, name: str, what: str) -> RunError:
+        return RunError(
+            f"run {self.run_id} is damaged: {name} {what}; restore the folder {self.path} or remove it"
+        )

@@ -1,0 +1,225 @@
+"""The user tower psi in NumPy: from the movie rows of a history to the user embedding.
+
+A tower is described by data alone (tower.json and .npy files), in a small closed vocabulary:
+inputs (a feature, its table, a pooling), dense layers with an activation, and a constant
+dimension. An additive tower is the mean of one row per movie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from embedstore.data.features import Bags, Rows
+
+__all__ = [
+    "AdditiveTower",
+    "DenseTower",
+    "MovieFeature",
+    "TowerInput",
+    "TowerLayer",
+    "UserTower",
+]
+
+Matrix = npt.NDArray[np.float32]
+Feature = Literal["movies", "genres", "years"]
+Pooling = Literal["mean", "l2", "sum"]
+Activation = Literal["linear", "tanh", "relu"]
+
+_BATCH_FLOATS = 1 << 22  # pooled values in flight: 32 MB in float64
+
+_ACTIVATIONS: dict[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
+    "linear": lambda x: x,
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0),
+}
+
+
+class UserTower(Protocol):
+    """psi: from the movie rows of a history to the user embedding."""
+
+    @property
+    def embedding_dim(self) -> int: ...
+
+    def __call__(self, rows: Sequence[int] | Rows) -> npt.NDArray[np.float32]:
+        """Return the user embedding, shape (embedding_dim,), of one history of movie rows.
+
+        Raises ValueError where the history is empty.
+        """
+
+    def batch(self, bags: Bags) -> Matrix:
+        """Return the user embeddings, shape (n_users, embedding_dim), of many histories."""
+
+
+@dataclass(frozen=True)
+class MovieFeature:
+    """A many-valued feature of the movies in CSR form.
+
+    offsets: shape (n_movies + 1,). values: rows of the feature's table. labels: what they stand for.
+    """
+
+    name: str
+    offsets: Rows
+    values: Rows
+    labels: Sequence[str] = ()
+
+    def bags(self, bags: Bags) -> Bags:
+        """Return, for every history, the values of all its movies, with repetition."""
+        starts = self.offsets[bags.rows]
+        sizes = self.offsets[bags.rows + 1] - starts
+        ends = np.cumsum(sizes)
+        total = int(ends[-1]) if ends.size else 0
+        shift = np.repeat(starts - (ends - sizes), sizes)
+        values = self.values[np.arange(total, dtype=np.int64) + shift]
+        bounds = np.concatenate([[0], ends]).astype(np.int64)
+        return Bags(values, bounds[bags.offsets])
+
+
+@dataclass(frozen=True)
+class TowerInput:
+    """One bag of the input. table: (n_values, width) float32; an empty bag pools to zeros.
+
+    mean = sum / n; l2 = sum / sqrt(n), the L2-normalised bag of ones; sum = the plain sum.
+    """
+
+    feature: Feature
+    table: Matrix
+    pooling: Pooling = "mean"
+
+
+@dataclass(frozen=True)
+class TowerLayer:
+    """activation(x kernel + bias). kernel: (width_in, width_out); bias: (width_out,) or None."""
+
+    kernel: Matrix
+    bias: Matrix | None = None
+    activation: Activation = "linear"
+
+
+@dataclass(frozen=True)
+class AdditiveTower:
+    """psi(X) = the mean, over the history X, of one row per movie.
+
+    history_vectors: (n_movies, embedding_dim) float32.
+    """
+
+    history_vectors: Matrix
+
+    @property
+    def embedding_dim(self) -> int:
+        return int(self.history_vectors.shape[1])
+
+    def __call__(self, rows: Sequence[int] | Rows) -> npt.NDArray[np.float32]:
+        picked = self.history_vectors.take(_one_history(rows), axis=0)  # (n, embedding_dim)
+        mean: npt.NDArray[np.float32] = (
+            np.add.reduce(picked, axis=0, dtype=np.float64) / len(picked)
+        ).astype(np.float32)
+        return mean
+
+    def batch(self, bags: Bags) -> Matrix:
+        _no_empty(bags)
+        return _in_batches(bags, self.embedding_dim, lambda part: _pool(self.history_vectors, part, "mean"))
+
+
+@dataclass(frozen=True)
+class DenseTower:
+    """Pooled inputs side by side, then dense layers, then (constant) a last dimension of 1."""
+
+    inputs: Sequence[TowerInput]
+    layers: Sequence[TowerLayer] = ()
+    constant: bool = False
+    features: Mapping[str, MovieFeature] = field(default_factory=dict)
+
+    @property
+    def embedding_dim(self) -> int:
+        width = self.layers[-1].kernel.shape[1] if self.layers else sum(i.table.shape[1] for i in self.inputs)
+        return int(width) + int(self.constant)
+
+    def __call__(self, rows: Sequence[int] | Rows) -> npt.NDArray[np.float32]:
+        history = _one_history(rows)
+        psi: npt.NDArray[np.float32] = self.batch(Bags(history, np.array([0, history.size])))[0]
+        return psi
+
+    def batch(self, bags: Bags) -> Matrix:
+        _no_empty(bags)
+        return _in_batches(bags, self._widest, self._forward)
+
+    @cached_property
+    def _widest(self) -> int:
+        return max(
+            sum(i.table.shape[1] for i in self.inputs), *(layer.kernel.shape[1] for layer in self.layers), 1
+        )
+
+    @cached_property
+    def _wide_layers(self) -> list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None, str]]:
+        # float64 inside, so that the result is the true value rounded once to float32
+        return [
+            (
+                layer.kernel.astype(np.float64),
+                None if layer.bias is None else layer.bias.astype(np.float64),
+                layer.activation,
+            )
+            for layer in self.layers
+        ]
+
+    def _forward(self, bags: Bags) -> npt.NDArray[np.float64]:
+        pooled = [_pool(part.table, self._bag(part.feature, bags), part.pooling) for part in self.inputs]
+        x = np.concatenate(pooled, axis=1) if len(pooled) > 1 else pooled[0]  # (n_users, width)
+        for kernel, bias, activation in self._wide_layers:
+            x = x @ kernel
+            if bias is not None:
+                x += bias
+            x = _ACTIVATIONS[activation](x)
+        return np.concatenate([x, np.ones((len(x), 1))], axis=1) if self.constant else x
+
+    def _bag(self, feature: str, bags: Bags) -> Bags:
+        return bags if feature == "movies" else self.features[feature].bags(bags)
+
+
+def _one_history(rows: Sequence[int] | Rows) -> Rows:
+    history = np.asarray(rows, dtype=np.int64)
+    if history.ndim != 1 or not history.size:
+        raise ValueError(
+            f"a history must be a non-empty sequence of movie rows, received shape {history.shape}"
+        )
+    return history
+
+
+def _no_empty(bags: Bags) -> None:
+    if len(bags) and int(bags.sizes.min()) == 0:
+        raise ValueError(f"history {int(np.argmin(bags.sizes))} of the batch is empty; leave such users out")
+
+
+def _pool(table: Matrix, bags: Bags, pooling: str) -> npt.NDArray[np.float64]:
+    """Return the pooled rows of table for every bag, shape (n_users, width), in float64."""
+    sizes = bags.sizes
+    if len(bags) == 1:
+        total = np.add.reduce(table.take(bags.rows, axis=0), axis=0, dtype=np.float64)[None]
+    else:
+        from scipy.sparse import csr_array  # costs 60 ms to import, which one user need not pay
+
+        used, columns = np.unique(bags.rows, return_inverse=True)
+        counts = csr_array((np.ones(columns.size), columns, bags.offsets), shape=(len(bags), used.size))
+        total = counts @ table[used].astype(np.float64)
+    if pooling == "sum":
+        return total
+    divisor = np.maximum(sizes, 1).astype(np.float64)
+    return total / (np.sqrt(divisor) if pooling == "l2" else divisor)[:, None]
+
+
+def _in_batches(bags: Bags, width: int, forward: Callable[[Bags], npt.NDArray[np.float64]]) -> Matrix:
+    """Return forward of all users as float32, a bounded number of users at a time."""
+    step = max(1, _BATCH_FLOATS // width)
+    if len(bags) <= step:
+        return forward(bags).astype(np.float32)
+    parts = []
+    for start in range(0, len(bags), step):
+        offsets = bags.offsets[start : start + step + 1]
+        part = Bags(bags.rows[offsets[0] : offsets[-1]], offsets - offsets[0])
+        parts.append(forward(part).astype(np.float32))
+    return np.concatenate(parts)

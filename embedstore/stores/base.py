@@ -1,0 +1,227 @@
+"""The store interface: collections of movie vectors, and aliases that name the live one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from embedstore.data.features import MovieId
+from embedstore.errors import NotFoundError, UsageError
+from embedstore.stores.contract import CollectionSpec, Metadata, PointBatch, PointId
+
+__all__ = ["Filters", "Hit", "Promotion", "Store", "YearOperator", "open_store"]
+
+YearOperator = Literal["=", "<", "<=", ">", ">="]
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What an answer must fulfil: every genre, and every comparison of the year.
+
+    A movie without a year fulfils no comparison.
+    """
+
+    genres: tuple[str, ...] = ()
+    years: tuple[tuple[YearOperator, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One movie that a search found; score is the dot product of its vector and the query vector."""
+
+    movie_id: MovieId
+    score: float
+    payload: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """One flip of an alias. at is UTC, ISO 8601."""
+
+    collection: str
+    run_id: str
+    at: str
+
+
+class Store(ABC):
+    """Collections, written by one process at a time and read by any number.
+
+    A collection is building until seal(); only a sealed one can be searched or promoted. Methods
+    that write hold the writer lock while they run, writer() holds it across several of them.
+
+    Any method raises StoreError where the store refuses or is damaged; those that take the name
+    of a collection raise NotFoundError where there is none; those that write raise
+    StoreLockedError where another process holds the writer lock.
+    """
+
+    location: str
+
+    @abstractmethod
+    def collections(self) -> list[str]:
+        """Return the names of all collections, the building ones too, in ascending order."""
+
+    @abstractmethod
+    def metadata(self, name: str) -> Metadata: ...
+
+    @abstractmethod
+    def create(self, name: str, spec: CollectionSpec, metadata: Metadata) -> None:
+        """Create an empty building collection; one that was building is emptied.
+
+        Raises StoreError where a sealed one has that name or the disk lacks the room.
+        """
+
+    @abstractmethod
+    def revise(self, name: str, *, empty: bool = False) -> None:
+        """Let writes go to a new version of a collection that readers see only once it is sealed.
+
+        The version starts as a copy, or empty. A building collection is its own version, so only
+        empty changes it. A version that is never sealed leaves the collection as it was.
+        """
+
+    @abstractmethod
+    def upsert(self, name: str, batch: PointBatch) -> None:
+        """Write points, replacing those with the same id, vector and payload whole."""
+
+    @abstractmethod
+    def delete(self, name: str, ids: Sequence[PointId]) -> None: ...
+
+    @abstractmethod
+    def flush(self, name: str) -> None:
+        """Write everything to the disk and read it anew from there."""
+
+    @abstractmethod
+    def scroll(self, name: str, *, vectors: bool = True, limit: int = 1000) -> Iterator[PointBatch]:
+        """Yield all points in ascending order of their id, limit at a time.
+
+        Without vectors their arrays have the width 0. Reads the version that is being written, if any.
+        """
+
+    @abstractmethod
+    def count(self, name: str) -> int:
+        """Return the exact number of points."""
+
+    @abstractmethod
+    def indexes(self, name: str) -> dict[str, str]:
+        """Return the payload indexes, field to kind (keyword or integer)."""
+
+    @abstractmethod
+    def intact(self, name: str) -> bool:
+        """Whether nothing changed since the collection was sealed; False where that cannot be told.
+
+        True spares a comparison of every point.
+        """
+
+    @abstractmethod
+    def set_metadata(self, name: str, metadata: Metadata) -> None:
+        """Replace the metadata. Does not seal; see seal."""
+
+    @abstractmethod
+    def seal(self, name: str, metadata: Metadata) -> None:
+        """Make the version that is being written durable, and show it to readers in one step."""
+
+    @abstractmethod
+    def drop(self, name: str) -> None:
+        """Delete a collection. Raises StoreError where an alias names it."""
+
+    @abstractmethod
+    def aliases(self) -> dict[str, str]:
+        """Return the collection that each alias names."""
+
+    @abstractmethod
+    def promote(self, alias: str, name: str) -> bool:
+        """Point alias at a sealed collection, in one atomic step; False where it did already.
+
+        Raises StoreError where the collection is not sealed or alias is the name of a collection.
+        """
+
+    @abstractmethod
+    def promotions(self, alias: str) -> list[Promotion]:
+        """Return the flips of alias, newest last; older than the last 100 are forgotten."""
+
+    @abstractmethod
+    def search(
+        self,
+        name: str,
+        vector: Vector,
+        *,
+        limit: int,
+        filters: Filters = Filters(),
+        exclude: Sequence[MovieId] = (),
+    ) -> list[Hit]:
+        """Return the limit movies of the highest dot product with vector, shape (dim,).
+
+        By descending score; equal scores by ascending movie_id, also at the end of the list.
+        Excluded movies are left out within the search, so that limit movies remain.
+        """
+
+    @abstractmethod
+    def search_batch(
+        self,
+        name: str,
+        vectors: npt.NDArray[np.float32],
+        *,
+        limit: int,
+        filters: Filters = Filters(),
+        excludes: Sequence[Sequence[MovieId]] | None = None,
+    ) -> list[list[Hit]]:
+        """Return what search returns for every row of vectors, shape (n, dim); excludes has one entry a row."""
+
+    @abstractmethod
+    def vectors_of(self, name: str, movie_ids: Sequence[MovieId]) -> npt.NDArray[np.float32]:
+        """Return the movie vectors, shape (len(movie_ids), dim). Raises NotFoundError for an unknown movie."""
+
+    @abstractmethod
+    def writer(self) -> AbstractContextManager[None]:
+        """Hold the writer lock. Raises StoreLockedError where another process holds it."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def live(self, alias: str, back: int = 0) -> Promotion:
+        """Return what alias names now, or named back promotions ago.
+
+        Raises NotFoundError where there is no such alias or promotion.
+        """
+        flips = self.promotions(alias)
+        if not flips:
+            known = ", ".join(self.aliases()) or "none yet"
+            raise NotFoundError(
+                f"alias {alias!r} is not in the store (aliases: {known}); fill it with `embedstore sync`"
+            )
+        if not 0 <= back < len(flips):
+            raise NotFoundError(
+                f"alias {alias!r} was promoted {len(flips)} times, so there is no {back} promotions ago"
+            )
+        return flips[-1 - back]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_store(location: str | Path, *, create: bool = False) -> Store:
+    """Open the store at location, a folder; with create, make it where it is missing.
+
+    Raises NotFoundError where there is none, StoreError where the folder is not a store or was
+    made by a newer version, UsageError for a URL.
+    """
+    if str(location).startswith(("http://", "https://")):
+        raise UsageError(
+            f"store {location} is a URL, which this version does not serve; give a folder to --store"
+        )
+    from embedstore.stores.edge import EdgeStore
+
+    return EdgeStore(Path(location), create=create)

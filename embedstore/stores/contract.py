@@ -1,0 +1,200 @@
+"""What a collection is, as pure data. Public: other apps read collections by this contract.
+
+    alias `movies`  ->  collection `movies__<run_id>`
+    unnamed vector  V_j, DOT, float32
+    vector history  E_j, DOT, float32, only where the tower is additive: psi(X) is the mean of E_j over X
+    point id        movie_id where it is an unsigned integer, else uuid5(NAMESPACE, movie_id)
+    payload         movie_id, title, year, genres, popularity, run_id; title and year may be null
+    payload index   genres (keyword), year (integer)
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from embedstore.data.features import MovieId, Rows
+from embedstore.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    from embedstore.runs.run import Run
+
+__all__ = [
+    "HISTORY_VECTOR",
+    "NAMESPACE",
+    "SCHEMA_VERSION",
+    "CollectionSpec",
+    "Metadata",
+    "PointBatch",
+    "PointId",
+    "collection_name",
+    "payload",
+    "point_id",
+    "points",
+    "points_at",
+    "valid_alias",
+]
+
+SCHEMA_VERSION = 1
+HISTORY_VECTOR = "history"
+NAMESPACE = uuid.UUID("6f1b0f0e-6d0c-5a53-9c0e-0a3a7c1a5b1d")
+
+PointId = int | str
+Matrix = npt.NDArray[np.float32]
+State = Literal["building", "sealed", "deleting"]
+
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_LARGEST_POINT_ID = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class CollectionSpec:
+    """The shape of a collection: the vectors' width, and whether there are history vectors."""
+
+    dim: int
+    additive: bool
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a collection says about itself. created_at and heartbeat are UTC, ISO 8601."""
+
+    state: State
+    run_id: str
+    dim: int
+    count: int
+    tower: str  # additive, dense or none
+    fingerprint: str
+    created_at: str
+    heartbeat: str
+    tool_version: str
+    search: Mapping[str, Any] = field(default_factory=lambda: {"exact": True, "m": 0, "ef": 0})
+    recall: Mapping[str, Any] | None = None  # {"k", "value"}, measured before sealing
+    schema: int = SCHEMA_VERSION
+
+    @property
+    def spec(self) -> CollectionSpec:
+        return CollectionSpec(self.dim, self.tower == "additive")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], *, name: str) -> Metadata:
+        """Return the metadata of the collection name.
+
+        Raises StoreError where it was written by a newer version or a field is missing.
+        """
+        schema = content.get("schema")
+        if isinstance(schema, int) and schema > SCHEMA_VERSION:
+            raise StoreError(
+                f"collection {name!r} has schema {schema}, this embedstore reads up to {SCHEMA_VERSION}; "
+                "upgrade embedstore"
+            )
+        known = {part.name: content[part.name] for part in fields(cls) if part.name in content}
+        required = ("state", "run_id", "dim", "count", "tower", "fingerprint", "schema")
+        missing = [key for key in required if key not in known]
+        if missing:
+            raise StoreError(
+                f"the metadata of collection {name!r} lack {', '.join(missing)}; delete the collection and "
+                "run `embedstore sync` again"
+            )
+        for key in ("created_at", "heartbeat", "tool_version"):
+            known.setdefault(key, "")
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class PointBatch:
+    """Points, one per row. A vector that a point lacks is a row of NaN (in scrolled points alone).
+
+    movie_vectors, history_vectors: float32, shape (len(ids), dim).
+    """
+
+    ids: Sequence[PointId]
+    movie_vectors: Matrix
+    history_vectors: Matrix | None
+    payloads: Sequence[Mapping[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def valid_alias(alias: str) -> str:
+    """Return alias. Raises UsageError where it cannot name an alias, since it becomes a file name."""
+    if not _ALIAS.fullmatch(alias):
+        raise UsageError(
+            f"alias {alias!r} cannot be used; take up to 100 letters, digits, '_', '-' and '.', "
+            "beginning with a letter or digit"
+        )
+    return alias
+
+
+def collection_name(alias: str, run_id: str) -> str:
+    """Return the name of the collection that holds the vectors of one run for alias."""
+    return f"{alias}__{run_id}"
+
+
+def point_id(movie_id: MovieId) -> PointId:
+    """Return the id of a movie's point: the movie_id itself where it is an unsigned integer."""
+    if isinstance(movie_id, int) and 0 <= movie_id <= _LARGEST_POINT_ID:
+        return movie_id
+    return str(uuid.uuid5(NAMESPACE, str(movie_id)))
+
+
+def payload(
+    movie_id: MovieId,
+    *,
+    title: str | None,
+    year: int | None,
+    genres: Sequence[str],
+    popularity: int,
+    run_id: str,
+) -> dict[str, Any]:
+    """Return the payload of a movie's point."""
+    return {
+        "movie_id": movie_id,
+        "title": title,
+        "year": year,
+        "genres": list(genres),
+        "popularity": popularity,
+        "run_id": run_id,
+    }
+
+
+def points_at(run: Run, rows: Rows) -> PointBatch:
+    """Return the points of the movies at rows of run, in that order."""
+    picked = rows.tolist()
+    movie_ids = run.movies.ids(rows)
+    catalog, popularity, run_id = run.catalog, run.popularity, run.run_id
+    payloads = []
+    for row, movie_id in zip(picked, movie_ids, strict=True):
+        movie = catalog[row]
+        payloads.append(
+            payload(
+                movie_id,
+                title=movie.title,
+                year=movie.year,
+                genres=movie.genres,
+                popularity=int(popularity[row]),
+                run_id=run_id,
+            )
+        )
+    history = run.history_vectors
+    return PointBatch(
+        ids=[point_id(movie_id) for movie_id in movie_ids],
+        movie_vectors=run.movie_vectors[rows],
+        history_vectors=None if history is None else history[rows],
+        payloads=payloads,
+    )
+
+
+def points(run: Run, start: int = 0, stop: int | None = None) -> PointBatch:
+    """Return the points of rows start to stop of run, in ascending order of movie_id."""
+    return points_at(run, np.arange(start, len(run.movies) if stop is None else stop, dtype=np.int64))

@@ -1,0 +1,58 @@
+# make demo   environment, ML-100K, train, sync, recommendations
+# make test   environment, format, lint, types, tests
+# A second call is quick: the environment is rebuilt only where pyproject.toml or constraints.txt changed.
+
+VENV   ?= .venv
+DEMO   ?= .
+PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+BIN    := $(abspath $(VENV))/bin
+STAMP  := $(VENV)/.stamp
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help venv demo test check unit slow bench docs dist clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile
+	@echo "also: venv, check (no tests), unit (only tests), slow, bench, docs, dist, clean"
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 on the PATH; install one or say make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit((not (3, 11) <= v < (3, 14)) and f"make: {sys.executable} is Python {v.major}.{v.minor}; expected 3.11, 3.12 or 3.13")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	cd $(DEMO) && $(BIN)/embedstore data fetch ml-100k
+	cd $(DEMO) && $(BIN)/embedstore train --data ml-100k
+	cd $(DEMO) && $(BIN)/embedstore sync
+	cd $(DEMO) && $(BIN)/embedstore query --user 196
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/pytest -q
+
+test: check unit
+
+slow: $(STAMP)
+	$(BIN)/pytest -q -m 'slow and not server'
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
+
+dist: $(STAMP)
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

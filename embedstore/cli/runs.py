@@ -1,0 +1,239 @@
+"""`embedstore runs`: what is in the folder of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from embedstore.cli.output import Column, escape, print_csv, print_json, print_table
+from embedstore.cli.settings import alias_option, runs_option, store_option
+from embedstore.errors import NotFoundError, UsageError
+from embedstore.runs.manifest import Manifest
+from embedstore.runs.registry import RunSummary, find_run, list_runs, remove_run
+
+__all__ = ["runs"]
+
+FIELDS = ("run_id", "state", "created_at", "preset", "dataset", "n_users", "n_movies", "n_ratings")
+
+
+@click.group()
+def runs() -> None:
+    """List, show and remove runs: the sealed folders that training writes.
+
+    A RUN is a full id, a unique beginning of one, or `latest`; `show` also takes `@movies`, the run
+    that the alias serves, and `@movies~1`, the one before it.
+    """
+
+
+def _formats(command: Callable[..., Any]) -> Callable[..., Any]:
+    as_csv = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    return as_json(as_csv(command))
+
+
+@runs.command("list")
+@runs_option
+@_formats
+def list_command(runs_dir: Path, *, as_json: bool, as_csv: bool) -> None:
+    """List the runs, oldest first, the unfinished and damaged ones too."""
+    _one_format(as_json, as_csv)
+    summaries = list_runs(runs_dir)
+    records = [_record(summary) for summary in summaries]
+    if as_json:
+        print_json(records)
+        return
+    names = sorted({name for record in records for name in record["metrics"]})
+    if as_csv:
+        print_csv(
+            [*FIELDS, "embedding_dim", "tower", *names],
+            (
+                [*(record[name] for name in (*FIELDS, "embedding_dim", "tower"))]
+                + [record["metrics"].get(name) for name in names]
+                for record in records
+            ),
+        )
+        return
+    if not records:
+        click.echo(f"no run in {escape(str(runs_dir))}; make one with `embedstore train`", err=True)
+        return
+    shown = names[:1]
+    print_table(
+        [
+            Column("run"),
+            Column("state", shrink=True),
+            Column("preset"),
+            Column("data", shrink=True),
+            Column("movies", right=True),
+            Column("dim", right=True),
+            Column("tower"),
+            *(Column(name, right=True) for name in shown),
+        ],
+        (
+            [
+                record["run_id"],
+                record["state"],
+                record["preset"],
+                record["dataset"],
+                _grouped(record["n_movies"]),
+                record["embedding_dim"],
+                record["tower"],
+                *(_short(record["metrics"].get(name)) for name in shown),
+            ]
+            for record in records
+        ),
+    )
+
+
+@runs.command("show")
+@click.argument("run", default="latest")
+@runs_option
+@store_option
+@alias_option
+@_formats
+def show(run: str, runs_dir: Path, store_location: str, alias: str, *, as_json: bool, as_csv: bool) -> None:
+    """Show the manifest of RUN (default: latest): data, settings, metrics, versions, files."""
+    _one_format(as_json, as_csv)
+    found = find_run(runs_dir, run, live=_live(store_location))
+    manifest = found.manifest
+    if as_json:
+        import json
+
+        print_json({"path": str(found.path), **json.loads(manifest.to_json())})
+        return
+    lines = _lines_of(found.path, manifest)
+    if as_csv:
+        print_csv(["field", "value"], lines)
+        return
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        click.echo(f"{escape(name):<{width}}  {escape(_short(value))}".rstrip())
+
+
+@runs.command("rm")
+@click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="Remove also what an alias of the store serves.")
+@runs_option
+@store_option
+def rm(run_ids: tuple[str, ...], runs_dir: Path, store_location: str, *, force: bool) -> None:
+    """Remove the folders of runs, unfinished ones too.
+
+    A run that an alias serves is kept unless --force is given: its collection could no longer
+    answer for users. Collections are not touched.
+    """
+    targets = [_target(runs_dir, reference) for reference in dict.fromkeys(run_ids)]
+    served = {} if force else _served(store_location)
+    for run_id in targets:
+        if run_id in served:
+            raise UsageError(
+                f"run {run_id} is what alias {served[run_id]!r} serves; sync another run or say --force"
+            )
+    for run_id in targets:
+        click.echo(f"removed {escape(str(remove_run(runs_dir, run_id)))}")
+
+
+def _target(runs_dir: Path, reference: str) -> str:
+    """Return the id of one run folder, sealed or not."""
+    if reference.startswith("@"):
+        raise UsageError(f"{reference} is what the store serves; give the id of the run to remove")
+    summaries = list_runs(runs_dir)
+    if reference == "latest":
+        return find_run(runs_dir, reference).run_id
+    fitting = [summary.run_id for summary in summaries if summary.run_id.startswith(reference)]
+    if reference in fitting:
+        return reference
+    if len(fitting) > 1:
+        raise UsageError(
+            f"run {reference!r} fits {len(fitting)} runs ({', '.join(fitting[:2])}); give more of the id"
+        )
+    if not fitting or not reference:
+        raise NotFoundError(f"no run {reference!r} in {runs_dir}; list them with `embedstore runs list`")
+    return fitting[0]
+
+
+def _served(location: str) -> dict[str, str]:
+    """Return the runs that the aliases of the store serve, with the alias; none where there is no store."""
+    if not location.startswith(("http://", "https://")) and not Path(location).exists():
+        return {}
+    from embedstore.stores.base import open_store
+
+    with open_store(location) as store:
+        return {store.metadata(collection).run_id: alias for alias, collection in store.aliases().items()}
+
+
+def _live(location: str) -> Callable[[str, int], str]:
+    def run_of(alias: str, back: int) -> str:
+        from embedstore.stores.base import open_store
+
+        with open_store(location) as store:
+            promotions = store.promotions(alias)
+        if back >= len(promotions):
+            raise NotFoundError(
+                f"alias {alias!r} has {len(promotions)} promotions in {location}, asked for @{alias}~{back}; "
+                "see `embedstore status`"
+            )
+        return promotions[-1 - back].run_id
+
+    return run_of
+
+
+def _record(summary: RunSummary) -> dict[str, Any]:
+    manifest = summary.manifest
+    if manifest is None:
+        empty = dict.fromkeys((*FIELDS, "embedding_dim", "tower"))
+        return {
+            **empty,
+            "run_id": summary.run_id,
+            "state": summary.problem,
+            "path": str(summary.path),
+            "metrics": {},
+        }
+    return {
+        "run_id": summary.run_id,
+        "state": "sealed",
+        "created_at": manifest.created_at,
+        "preset": manifest.config.get("preset"),
+        "dataset": manifest.dataset.get("name"),
+        "n_users": manifest.dataset.get("n_users"),
+        "n_movies": manifest.dataset.get("n_movies"),
+        "n_ratings": manifest.dataset.get("n_ratings"),
+        "embedding_dim": manifest.embedding_dim,
+        "tower": manifest.tower,
+        "path": str(summary.path),
+        "metrics": dict(manifest.metrics),
+    }
+
+
+def _lines_of(path: Path, manifest: Manifest) -> list[tuple[str, object]]:
+    """Return name and value of everything in the manifest, one line each."""
+    lines: list[tuple[str, object]] = [
+        ("run_id", manifest.run_id),
+        ("path", str(path)),
+        ("created_at", manifest.created_at),
+        ("schema_version", manifest.schema_version),
+        ("embedding_dim", manifest.embedding_dim),
+        ("tower", manifest.tower),
+        ("git_commit", manifest.git_commit),
+    ]
+    for group in ("dataset", "config", "metrics", "versions"):
+        values = getattr(manifest, group)
+        lines += [(f"{group}.{name}", value) for name, value in sorted(values.items())]
+    total = sum(entry["bytes"] for entry in manifest.files.values())
+    return [*lines, ("files", f"{len(manifest.files)} files, {total:,} bytes")]
+
+
+def _one_format(as_json: bool, as_csv: bool) -> None:
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other; give one", click.get_current_context())
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) and 1e-3 <= abs(value) < 1e6 else str(value)
+
+
+def _grouped(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"

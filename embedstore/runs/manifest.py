@@ -63,7 +63,8 @@ def read_manifest(run_path: Path) -> Manifest:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise RunError(
-            f"run {run_path.name} has no {MANIFEST}: its training did not finish; train again or remove the folder"
+            f"run {run_path.name} has no {MANIFEST}: its training did not finish; "
+            "train again or remove the folder"
         ) from None
     except NotADirectoryError:
         raise RunError(f"{run_path} is a file; expected the folder of a run") from None
@@ -87,14 +88,14 @@ def read_manifest(run_path: Path) -> Manifest:
     return manifest
 
 
-def _check(manifest: Manifest, path: Path) -> None:
+def _check(manifest: Any, path: Path) -> None:
     if manifest.run_id != path.parent.name:
         raise RunError(
             f"{path} is the manifest of run {manifest.run_id}, expected {path.parent.name}; "
             "give the folder its own name back"
         )
     shape_is_right = (
-        isinstance(manifest.embedding_dim, int)
+        type(manifest.embedding_dim) is int
         and manifest.embedding_dim > 0
         and manifest.tower in ("additive", "dense", "none")
         and all(isinstance(part, dict) for part in (manifest.dataset, manifest.config, manifest.metrics))
@@ -142,7 +143,7 @@ def replace_file(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -151,9 +151,8 @@ class DenseTower:
 
     @cached_property
     def _widest(self) -> int:
-        return max(
-            sum(i.table.shape[1] for i in self.inputs), *(layer.kernel.shape[1] for layer in self.layers), 1
-        )
+        pooled = sum(int(part.table.shape[1]) for part in self.inputs)
+        return max([pooled, *(int(layer.kernel.shape[1]) for layer in self.layers)])
 
     @cached_property
     def _wide_layers(self) -> list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None, str]]:
@@ -195,9 +194,10 @@ def _no_empty(bags: Bags) -> None:
         raise ValueError(f"history {int(np.argmin(bags.sizes))} of the batch is empty; leave such users out")
 
 
-def _pool(table: Matrix, bags: Bags, pooling: str) -> npt.NDArray[np.float64]:
+def _pool(table: Matrix, bags: Bags, pooling: Pooling) -> npt.NDArray[np.float64]:
     """Return the pooled rows of table for every bag, shape (n_users, width), in float64."""
     sizes = bags.sizes
+    total: npt.NDArray[np.float64]
     if len(bags) == 1:
         total = np.add.reduce(table.take(bags.rows, axis=0), axis=0, dtype=np.float64)[None]
     else:
@@ -209,7 +209,8 @@ def _pool(table: Matrix, bags: Bags, pooling: str) -> npt.NDArray[np.float64]:
     if pooling == "sum":
         return total
     divisor = np.maximum(sizes, 1).astype(np.float64)
-    return total / (np.sqrt(divisor) if pooling == "l2" else divisor)[:, None]
+    pooled: npt.NDArray[np.float64] = total / (np.sqrt(divisor) if pooling == "l2" else divisor)[:, None]
+    return pooled
 
 
 def _in_batches(bags: Bags, width: int, forward: Callable[[Bags], npt.NDArray[np.float64]]) -> Matrix:

@@ -1,0 +1,354 @@
+"""query, embed and similar: the commands that serve."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedstore.cli.output import Column, print_json, print_table
+from embedstore.cli.records import format_of, write_records
+from embedstore.cli.settings import alias_option, runs_option, store_option
+from embedstore.errors import EmbedstoreError, NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from embedstore.query.recommend import Answer, Embedding, Person, Recommendation
+    from embedstore.runs.run import Run
+    from embedstore.stores.base import Store
+
+__all__ = ["embed", "query", "similar"]
+
+_COLUMNS = (
+    Column("rank", right=True),
+    Column("score", right=True),
+    Column("title", shrink=True),
+    Column("year"),
+    Column("genres", shrink=True),
+)
+
+
+def _person_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option(
+            "--skip-unknown", is_flag=True, help="Leave out users of --users-file that cannot be answered."
+        ),
+        click.option(
+            "--users-file",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            help="Many people: a user id per line, or JSON lines (.jsonl) with user_id or history.",
+        ),
+        click.option(
+            "--history-file", metavar="FILE", help="A file of movie ids, oldest first; - is standard input."
+        ),
+        click.option("--history", metavar="IDS", help="Movie ids, oldest first, as in 50,181,258."),
+        click.option("--user", metavar="ID", help="A user of the data set that the run was trained on."),
+        click.option(
+            "--run",
+            "reference",
+            metavar="RUN",
+            help="A run id, a unique prefix, latest, @ALIAS or @ALIAS~N. [default: what the alias serves]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write to this file: JSON lines, CSV or Parquet by its extension (.jsonl, .csv, .parquet).",
+)
+
+
+@click.command()
+@_person_options
+@click.option("-k", default=10, show_default=True, type=int, help="How many movies.")
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="CONDITION",
+    help="genre=Comedy or year>=1990; repeatable, all must hold.",
+)
+@click.option("--exclude", metavar="IDS", default="", help="Movie ids to leave out.")
+@click.option("--include-seen", is_flag=True, help="Do not leave out what the user watched.")
+@_json_option
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@_output_option
+@runs_option
+@store_option
+@alias_option
+def query(
+    user: str | None,
+    history: str | None,
+    history_file: str | None,
+    users_file: Path | None,
+    skip_unknown: bool,
+    reference: str | None,
+    k: int,
+    filters: tuple[str, ...],
+    exclude: str,
+    include_seen: bool,
+    as_json: bool,
+    as_csv: bool,
+    output: Path | None,
+    runs_dir: Path,
+    store_location: str,
+    alias: str,
+) -> None:
+    """Recommend movies to one user, to a history, or to many users.
+
+    The user embedding psi(X) is computed by the tower of the run that the alias serves, and is the
+    query vector of a search in that run's collection. Watched movies are left out.
+    """
+    from embedstore.query.filters import parse_filters
+    from embedstore.query.people import parse_history, read_people
+    from embedstore.query.recommend import recommend, recommend_batch
+    from embedstore.stores.base import open_store
+
+    _exactly_one(user=user, history=history, history_file=history_file, users_file=users_file)
+    conditions = parse_filters(filters)
+    with open_store(store_location) as store:
+        run, collection = _run_and_collection(store, runs_dir, reference, alias)
+        options: dict[str, Any] = {
+            "k": k,
+            "filters": conditions,
+            "exclude": parse_history(exclude, run) if exclude.strip() else [],
+            "include_seen": include_seen,
+            "collection": collection,
+        }
+        if users_file is not None:
+            format_of(output, as_csv=as_csv)
+            people = read_people(users_file, run, skip=_skip(skip_unknown))
+            answers = recommend_batch(run, store, people, **options)
+            records = (answer.to_dict() for answer in answers)
+            write_records(_tracked(records, users_file), output, as_csv=as_csv, flatten=_movie_rows)
+            return
+        person = _person(run, user, history, history_file)
+        answer = recommend(run, store, user_id=person.user_id, history=person.history, **options)
+    if output is not None:
+        write_records([answer.to_dict()], output, flatten=_movie_rows)
+    elif as_json:
+        print_json(answer.to_dict())
+    elif as_csv:
+        sys.stdout.write(_csv_text(answer.recommendations))
+    else:
+        click.echo(_who(answer, run))
+        if answer.unknown_movies:
+            click.echo(_unknown(answer.unknown_movies, run), err=True)
+        _print_movies(answer.recommendations)
+        if not answer.recommendations:
+            click.echo("No movie of the catalog is left by the filters and exclusions.", err=True)
+
+
+@click.command()
+@_person_options
+@_json_option
+@_output_option
+@runs_option
+@store_option
+@alias_option
+def embed(
+    user: str | None,
+    history: str | None,
+    history_file: str | None,
+    users_file: Path | None,
+    skip_unknown: bool,
+    reference: str | None,
+    as_json: bool,
+    output: Path | None,
+    runs_dir: Path,
+    store_location: str,
+    alias: str,
+) -> None:
+    """Print the user embedding psi(X), shape (embedding_dim,).
+
+    Its dot product with a movie vector V_j of the same run is the score of that movie. The run is
+    the one that the alias serves; with --run no store is needed.
+    """
+    from embedstore.query.people import read_people
+    from embedstore.query.recommend import embed as embed_person
+    from embedstore.query.recommend import embed_batch
+
+    _exactly_one(user=user, history=history, history_file=history_file, users_file=users_file)
+    run = _run(runs_dir, store_location, reference, alias)
+    if users_file is not None:
+        format_of(output)
+        people = read_people(users_file, run, skip=_skip(skip_unknown))
+        records = (embedding.to_dict() for embedding in embed_batch(run, people))
+        write_records(_tracked(records, users_file), output, flatten=lambda record: [record])
+        return
+    person = _person(run, user, history, history_file)
+    embedding = embed_person(run, user_id=person.user_id, history=person.history)
+    if output is not None:
+        write_records([embedding.to_dict()], output, flatten=lambda record: [record])
+    elif as_json:
+        print_json(embedding.to_dict())
+    else:
+        if embedding.unknown_movies:
+            click.echo(_unknown(embedding.unknown_movies, run), err=True)
+        _print_embedding(embedding)
+
+
+@click.command()
+@click.argument("movie")
+@click.option("-k", default=10, show_default=True, type=int, help="How many movies.")
+@click.option(
+    "--metric",
+    type=click.Choice(["cosine", "dot"]),
+    default="cosine",
+    show_default=True,
+    help="dot favours popular movies, whose vectors are long.",
+)
+@click.option(
+    "--run", "reference", metavar="RUN", help="A run id, a unique prefix, latest, @ALIAS or @ALIAS~N."
+)
+@_json_option
+@runs_option
+@store_option
+@alias_option
+def similar(
+    movie: str,
+    k: int,
+    metric: str,
+    reference: str | None,
+    as_json: bool,
+    runs_dir: Path,
+    store_location: str,
+    alias: str,
+) -> None:
+    """Show the movies nearest to MOVIE, a movie id."""
+    from embedstore.query.similar import similar as neighbours_of
+
+    run = _run(runs_dir, store_location, reference, alias)
+    movie_id = run.movies.parse(movie)
+    if movie_id is None:
+        raise NotFoundError(f"movie {movie!r} is not a movie id of run {run.run_id}; expected a whole number")
+    neighbours = neighbours_of(run, movie_id, k=k, metric="dot" if metric == "dot" else "cosine")
+    if as_json:
+        print_json(neighbours.to_dict())
+        return
+    click.echo(f"Nearest to {neighbours.title or movie} by {metric}, run {run.run_id}")
+    _print_movies(neighbours.movies)
+
+
+def _exactly_one(**given: object) -> None:
+    if sum(value is not None for value in given.values()) != 1:
+        raise UsageError(
+            "say who is asked about: give one of --user, --history, --history-file or --users-file"
+        )
+
+
+def _run_and_collection(store: Store, runs_dir: Path, reference: str | None, alias: str) -> tuple[Run, str]:
+    """Resolve the alias, or the run asked for, once: tower and collection always belong together."""
+    from embedstore.query.recommend import live_collection
+    from embedstore.runs.registry import find_run
+    from embedstore.stores.contract import collection_name
+
+    if reference is None:
+        collection, run_id = live_collection(store, alias)
+        return find_run(runs_dir, run_id), collection
+    run = find_run(runs_dir, reference, live=lambda name, back: store.live(name, back).run_id)
+    return run, collection_name(alias, run.run_id)
+
+
+def _run(runs_dir: Path, store_location: str, reference: str | None, alias: str) -> Run:
+    from embedstore.runs.registry import find_run
+    from embedstore.stores.base import open_store
+
+    if reference is not None and not reference.startswith("@"):
+        return find_run(runs_dir, reference)
+    with open_store(store_location) as store:
+        return _run_and_collection(store, runs_dir, reference, alias)[0]
+
+
+def _person(run: Run, user: str | None, history: str | None, history_file: str | None) -> Person:
+    from embedstore.query.people import parse_history, parse_user, read_history
+    from embedstore.query.recommend import Person
+
+    if user is not None:
+        return parse_user(user, run)
+    if history is not None:
+        return Person(history=parse_history(history, run))
+    name = history_file or "-"
+    try:
+        with click.open_file(name, encoding="utf-8") as file:
+            return Person(history=read_history(file, run, name="standard input" if name == "-" else name))
+    except OSError as error:
+        raise UsageError(f"history file {name} cannot be read: {error.strerror}") from error
+
+
+def _skip(skip_unknown: bool) -> Callable[[EmbedstoreError], None] | None:
+    """Return what to do about a person who cannot be answered; None is to stop."""
+    return (lambda error: click.echo(f"skipped: {error}", err=True)) if skip_unknown else None
+
+
+def _tracked(records: Iterator[dict[str, Any]], users_file: Path) -> Iterator[dict[str, Any]]:
+    """Yield records with a progress bar on stderr, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield from records
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    with open(users_file, "rb") as file:
+        total = sum(1 for line in file if line.strip())
+    yield from track(records, "users", total=total, console=Console(stderr=True), transient=True)
+
+
+def _movie_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield one flat row per recommended movie."""
+    who = {"user_id": record["user_id"]} if "user_id" in record else {"history": record["history"]}
+    for movie in record["recommendations"]:
+        yield {**who, "run_id": record["run_id"], **movie}
+
+
+def _print_movies(movies: Sequence[Recommendation]) -> None:
+    rows = [
+        (str(movie.rank), f"{movie.score:.4f}", _title(movie), str(movie.year or ""), ", ".join(movie.genres))
+        for movie in movies
+    ]
+    print_table(_COLUMNS, rows)
+
+
+def _title(movie: Recommendation) -> str:
+    return movie.title or f"movie {movie.movie_id}"
+
+
+def _who(answer: Answer, run: Run) -> str:
+    user_id = answer.person.user_id
+    who = f"User {user_id}" if user_id is not None else "A history"
+    return f"{who}: {answer.n_history} movies watched, answered by run {run.run_id} ({answer.collection})"
+
+
+def _unknown(movies: Sequence[Any], run: Run) -> str:
+    shown = ", ".join(str(movie) for movie in movies[:5]) + (", ..." if len(movies) > 5 else "")
+    return f"{len(movies)} movies of the history are unknown to run {run.run_id} and were left out: {shown}"
+
+
+def _print_embedding(embedding: Embedding) -> None:
+    import numpy as np
+
+    vector = embedding.user_embedding
+    click.echo(np.array2string(vector, max_line_width=79, precision=6, threshold=sys.maxsize))
+    click.echo(
+        f"psi(X), shape {vector.shape}, {embedding.n_history} movies, run {embedding.run_id}", err=True
+    )
+
+
+def _csv_text(movies: Sequence[Recommendation]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["rank", "movie_id", "score", "title", "year", "genres"])
+    writer.writerows(
+        [movie.rank, movie.movie_id, movie.score, movie.title, movie.year, "|".join(movie.genres)]
+        for movie in movies
+    )
+    return text.getvalue()

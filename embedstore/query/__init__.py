@@ -1,0 +1,1 @@
+"""Readers of a run and its collection: recommendations, embeddings, neighbours."""

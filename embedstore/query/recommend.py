@@ -1,0 +1,271 @@
+"""From a user to recommendations: history, psi(X), the query by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedstore.data.features import Bags, MovieId, Rows
+from embedstore.errors import StoreError, UsageError
+from embedstore.runs.run import Run
+from embedstore.stores.base import Filters, Hit, Store
+from embedstore.stores.contract import collection_name
+
+__all__ = [
+    "Answer",
+    "Embedding",
+    "Person",
+    "Recommendation",
+    "embed",
+    "embed_batch",
+    "known_rows",
+    "live_collection",
+    "recommend",
+    "recommend_batch",
+]
+
+_BATCH = 256  # users whose vectors and answers are held at a time
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who is asked about: a known user, or the movie ids of a history, oldest first."""
+
+    user_id: MovieId | None = None
+    history: Sequence[MovieId] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.user_id is None) == (self.history is None):
+            raise ValueError("a person is either a user_id or a history")
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """psi(X) of one person. user_embedding: (embedding_dim,) float32."""
+
+    person: Person
+    run_id: str
+    user_embedding: npt.NDArray[np.float32]
+    n_history: int
+    unknown_movies: Sequence[MovieId] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **_who(self.person),
+            "run_id": self.run_id,
+            "unknown_movies": list(self.unknown_movies),
+            "user_embedding": self.user_embedding.tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One movie of an answer; score is the dot product of psi(X), or of a vector, and V_j."""
+
+    rank: int
+    movie_id: MovieId
+    score: float
+    title: str | None
+    year: int | None
+    genres: Sequence[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "rank": self.rank,
+            "movie_id": self.movie_id,
+            "score": self.score,
+            "title": self.title,
+            "year": self.year,
+            "genres": list(self.genres),
+        }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one person was recommended, and by which run."""
+
+    person: Person
+    run_id: str
+    collection: str
+    n_history: int
+    unknown_movies: Sequence[MovieId]
+    recommendations: Sequence[Recommendation] = field(default_factory=tuple)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **_who(self.person),
+            "run_id": self.run_id,
+            "collection": self.collection,
+            "unknown_movies": list(self.unknown_movies),
+            "recommendations": [movie.to_dict() for movie in self.recommendations],
+        }
+
+
+def embed(run: Run, *, user_id: MovieId | None = None, history: Sequence[MovieId] | None = None) -> Embedding:
+    """Return psi(X) of a known user_id, or of a history, by the tower of run.
+
+    Movies that the run does not know are left out and listed. Raises NotFoundError for an unknown
+    user and UsageError where no known movie is left.
+    """
+    person = Person(user_id=user_id, history=history)
+    rows, unknown = known_rows(run, person)
+    return Embedding(person, run.run_id, run.tower(rows), int(rows.size), unknown)
+
+
+def embed_batch(run: Run, people: Iterable[Person]) -> Iterator[Embedding]:
+    """Yield psi(X) of every person, in order, in bounded memory. Raises what embed raises."""
+    for batch in _batches(people):
+        histories = [known_rows(run, person) for person in batch]
+        vectors = run.tower.batch(Bags.of(rows for rows, _ in histories))
+        for person, (rows, unknown), vector in zip(batch, histories, vectors, strict=True):
+            yield Embedding(person, run.run_id, vector, int(rows.size), unknown)
+
+
+def recommend(
+    run: Run,
+    store: Store,
+    *,
+    user_id: MovieId | None = None,
+    history: Sequence[MovieId] | None = None,
+    k: int = 10,
+    filters: Filters | None = None,
+    exclude: Sequence[MovieId] = (),
+    include_seen: bool = False,
+    collection: str | None = None,
+    alias: str = "movies",
+) -> Answer:
+    """Return the k movies with the highest score psi(X) . V_j for one person.
+
+    The person is a known user_id or a history, oldest first. What they watched is left out, at
+    any length of the history, unless include_seen. Fewer than k come back where the catalog or the
+    filters leave fewer. Ties stand in ascending order of movie_id.
+
+    The query goes to collection, by default the one of run under alias, by its concrete name.
+
+    Raises NotFoundError for an unknown user or a missing collection, UsageError for a history
+    without a known movie or k < 1, StoreError where the collection is not of run.
+    """
+    person = Person(user_id=user_id, history=history)
+    options = _Options(k, filters or Filters(), tuple(exclude), include_seen)
+    return next(_answers(run, store, [person], options, collection or collection_name(alias, run.run_id)))
+
+
+def recommend_batch(
+    run: Run,
+    store: Store,
+    people: Iterable[Person],
+    *,
+    k: int = 10,
+    filters: Filters | None = None,
+    exclude: Sequence[MovieId] = (),
+    include_seen: bool = False,
+    collection: str | None = None,
+    alias: str = "movies",
+) -> Iterator[Answer]:
+    """Yield the answer of recommend for every person, in order, in bounded memory.
+
+    Raises what recommend raises, at the person that it concerns.
+    """
+    options = _Options(k, filters or Filters(), tuple(exclude), include_seen)
+    return _answers(run, store, people, options, collection or collection_name(alias, run.run_id))
+
+
+def live_collection(store: Store, alias: str) -> tuple[str, str]:
+    """Return the collection that alias names now and the id of its run, read once.
+
+    Raises NotFoundError where the alias is not there.
+    """
+    collection = store.live(alias).collection
+    return collection, store.metadata(collection).run_id
+
+
+@dataclass(frozen=True)
+class _Options:
+    k: int
+    filters: Filters
+    exclude: tuple[MovieId, ...]
+    include_seen: bool
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise UsageError(f"k is {self.k}; expected 1 or more movies")
+
+
+def _answers(
+    run: Run, store: Store, people: Iterable[Person], options: _Options, collection: str
+) -> Iterator[Answer]:
+    metadata = store.metadata(collection)
+    if metadata.run_id != run.run_id:
+        raise StoreError(
+            f"collection {collection!r} holds run {metadata.run_id}, the tower is of run {run.run_id}; "
+            "sync the run or query the collection's own"
+        )
+    limit = min(options.k, len(run.movies))
+    for batch in _batches(people):
+        histories = [known_rows(run, person) for person in batch]
+        vectors = (
+            run.tower(histories[0][0])[None]
+            if len(batch) == 1
+            else run.tower.batch(Bags.of(rows for rows, _ in histories))
+        )
+        for person, (rows, unknown), vector in zip(batch, histories, vectors, strict=True):
+            seen = [] if options.include_seen else run.movies.ids(rows)
+            hits = store.search(
+                collection, vector, limit=limit, filters=options.filters, exclude=[*seen, *options.exclude]
+            )
+            yield Answer(person, run.run_id, collection, int(rows.size), unknown, recommendations_of(hits))
+
+
+def _batches(people: Iterable[Person]) -> Iterator[list[Person]]:
+    iterator = iter(people)
+    while batch := list(islice(iterator, _BATCH)):
+        yield batch
+
+
+def recommendations_of(hits: Sequence[Hit]) -> list[Recommendation]:
+    """Return the hits of a search as ranked recommendations."""
+    return [
+        Recommendation(
+            rank=rank,
+            movie_id=hit.movie_id,
+            score=hit.score,
+            title=hit.payload.get("title"),
+            year=hit.payload.get("year"),
+            genres=tuple(hit.payload.get("genres") or ()),
+        )
+        for rank, hit in enumerate(hits, start=1)
+    ]
+
+
+def known_rows(run: Run, person: Person) -> tuple[Rows, list[MovieId]]:
+    """Return the distinct movie rows of a person's history, oldest first, and the unknown ids.
+
+    Raises NotFoundError for an unknown user and UsageError where no known movie is left.
+    """
+    if person.user_id is not None:
+        rows = run.history(person.user_id)
+        if not rows.size:
+            raise UsageError(f"user {person.user_id} has rated nothing that run {run.run_id} knows")
+        return rows, []
+    given = list(dict.fromkeys(person.history or ()))
+    if not given:
+        raise UsageError("the history is empty; expected at least one movie id")
+    found = run.movies.rows(given)
+    unknown = [movie_id for movie_id, row in zip(given, found.tolist(), strict=True) if row < 0]
+    if len(unknown) == len(given):
+        raise UsageError(
+            f"none of the {len(given)} movies of the history is known to run {run.run_id}; "
+            "expected ids of the catalog that it was trained on"
+        )
+    return found[found >= 0], unknown
+
+
+def _who(person: Person) -> dict[str, Any]:
+    if person.user_id is not None:
+        return {"user_id": person.user_id}
+    return {"history": list(person.history or ())}

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedstore.data.features import MovieId
+from embedstore.errors import NotFoundError, RunError, UsageError
+from embedstore.runs.registry import find_run, list_runs, remove_run
+from embedstore.runs.run import Run
+from embedstore.runs.tower import AdditiveTower
+from embedstore.runs.writer import new_run_id, write_run
+from tests.builders import tiny_dataset, tiny_run
+
+V1 = Path(__file__).parent.parent / "data" / "runs" / "20261124t031500-1a2b"
+
+
+@pytest.mark.parametrize("additive", [True, False])
+@pytest.mark.parametrize("text_ids", [True, False])
+def test_a_run_reads_back_what_was_written(tmp_path: Path, additive: bool, text_ids: bool) -> None:
+    dataset = tiny_dataset(text_ids=text_ids)
+    run = tiny_run(tmp_path, additive=additive, text_ids=text_ids)
+    run.verify()
+    assert run.additive is additive
+    assert run.movies.ids(np.arange(2)) == (["tt00001", "tt00002"] if text_ids else [1, 2])
+    assert [movie.title for movie in run.catalog] == [movie.title for movie in dataset.catalog]
+    assert run.popularity.tolist() == dataset.popularity.tolist()
+    start, stop = dataset.offsets[3:5]
+    history = run.history(dataset.users.ids(np.array([3]))[0])
+    assert history.tolist() == dataset.movie_rows[start:stop].tolist()
+    assert run.tower(history).shape == (run.embedding_dim,)
+
+
+def test_movies_that_nobody_rated_have_no_vector(tmp_path: Path) -> None:
+    dataset = tiny_dataset(n=5)
+    fewer = dataset.movie_rows != 2
+    from dataclasses import replace
+
+    sparse = replace(
+        dataset,
+        user_rows=dataset.user_rows[fewer],
+        movie_rows=dataset.movie_rows[fewer],
+        ratings=dataset.ratings[fewer],
+        timestamps=dataset.timestamps[fewer],
+    )
+    run = tiny_run(tmp_path, dataset=sparse)
+    assert run.movies.ids(np.arange(4)) == [1, 2, 4, 5]
+    assert run.history(1).max() == 3
+
+
+def test_a_moved_folder_serves(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    other = tmp_path / "elsewhere" / run.run_id
+    other.parent.mkdir()
+    shutil.move(run.path, other)
+    moved = Run.load(other)
+    np.testing.assert_array_equal(moved.tower(moved.history(1)), Run.load(other).tower(moved.history(1)))
+
+
+def test_the_stored_run_of_schema_1_loads_for_ever() -> None:
+    run = Run.load(V1)
+    run.verify()
+    # worked by hand when it was stored: rows of movies 1, 2, 3 are (1, 0), (0, 1), (2, 2)
+    np.testing.assert_array_equal(run.tower(run.movies.rows([1, 2])), [0.5, 0.5])
+    assert run.history(7).tolist() == [0, 2]
+    assert run.catalog[1].title == "Zwei, und “mehr”"
+
+
+def test_a_flipped_byte_in_any_file_is_refused_by_its_name(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, additive=False)
+    for name in run.manifest.files:
+        path = run.path / name
+        content = path.read_bytes()
+        if not content:
+            continue
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        with pytest.raises(RunError, match=f"damaged: {name} does not have the sha256"):
+            Run.load(run.path).verify()
+        path.write_bytes(content[:-1])
+        with pytest.raises(RunError, match=f"damaged: {name} has {len(content) - 1} bytes"):
+            Run.load(run.path).verify()
+        path.unlink()
+        with pytest.raises(RunError, match=f"damaged: {name} is missing"):
+            Run.load(run.path).verify()
+        path.write_bytes(content)
+    run.verify()
+
+
+def test_a_damaged_file_is_refused_at_its_first_use(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    path = run.path / "history_vectors.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    opened = Run.load(run.path)
+    assert opened.history(1).size  # another file is still good
+    with pytest.raises(RunError, match=r"history_vectors\.npy"):
+        _ = opened.tower
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"schema_version": 2}, "has schema 2, this embedstore reads up to 1; upgrade"),
+        ({"schema_version": None}, "has no schema_version"),
+        ({"run_id": "20200101t000000-0000"}, "is the manifest of run 20200101t000000-0000"),
+        ({"embedding_dim": -1}, "does not have the fields of schema 1"),
+        ({"embedding_dim": "8"}, "does not have the fields of schema 1"),
+        ({"files": {"../../etc/passwd": {"bytes": 1, "sha256": "0"}}}, "outside of the run"),
+        ({"files": {"/etc/passwd": {"bytes": 1, "sha256": "0"}}}, "outside of the run"),
+        ({"files": []}, "does not have the fields of schema 1"),
+    ],
+)
+def test_a_manifest_that_cannot_be_meant_is_refused(
+    tmp_path: Path, change: dict[str, object], sentence: str
+) -> None:
+    run = tiny_run(tmp_path)
+    path = run.path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(RunError, match=sentence):
+        Run.load(run.path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"[]", b"\xff", b'{"schema_version": 1}'])
+def test_a_broken_manifest_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    run = tiny_run(tmp_path)
+    (run.path / "manifest.json").write_bytes(content)
+    with pytest.raises(RunError):
+        Run.load(run.path)
+
+
+def test_an_unfinished_run_says_so_and_is_never_the_latest(tmp_path: Path) -> None:
+    old = tiny_run(tmp_path, run_id="20200101t000000-0000")
+    new = tiny_run(tmp_path, run_id="20210101t000000-0000")
+    (new.path / "manifest.json").unlink()
+    with pytest.raises(RunError, match="did not finish"):
+        Run.load(new.path)
+    assert find_run(tmp_path / "runs", "latest").run_id == old.run_id
+    assert [summary.problem for summary in list_runs(tmp_path / "runs")] == [None, "unfinished"]
+
+
+def test_references_to_runs(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for run_id in ("20200101t000000-0000", "20210101t000000-0000", "20210202t000000-0000"):
+        tiny_run(tmp_path, run_id=run_id)
+    assert find_run(runs).run_id == "20210202t000000-0000"
+    assert find_run(runs, "2020").run_id == "20200101t000000-0000"
+    assert find_run(runs, "@movies~1", live=lambda alias, back: "20200101t000000-0000").run_id.startswith("2020")
+    with pytest.raises(UsageError, match="fits 2 runs"):
+        find_run(runs, "2021")
+    for reference in ("1999", "", "20990101t000000-0000", "../runs"):
+        with pytest.raises(NotFoundError):
+            find_run(runs, reference)
+    with pytest.raises(NotFoundError, match="copy its folder here"):
+        find_run(runs, "@movies", live=lambda alias, back: "20990101t000000-0000")
+    with pytest.raises(NotFoundError, match="no finished run"):
+        find_run(tmp_path / "nowhere", "latest")
+    remove_run(runs, "20200101t000000-0000")
+    assert len(list_runs(runs)) == 2
+    with pytest.raises(NotFoundError):
+        remove_run(runs, "../data")
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedstore.runs.writer.replace_file", _no_space)
+    with pytest.raises(RunError, match="No space left"):
+        tiny_run(tmp_path)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def _no_space(path: Path, content: bytes) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_vectors_that_are_not_finite_are_never_sealed(tmp_path: Path, bad: float) -> None:
+    vectors = np.ones((40, 2), np.float32)
+    vectors[3, 1] = bad
+    with pytest.raises(RunError, match="movie_vectors holds NaN or infinity"):
+        write_run(
+            tmp_path,
+            dataset=tiny_dataset(),
+            config={},
+            movie_vectors=vectors,
+            tower=AdditiveTower(np.ones((40, 2), np.float32)),
+            metrics={},
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_ids_sort_by_age() -> None:
+    from datetime import UTC, datetime, timedelta
+
+    now = datetime.now(UTC)
+    assert new_run_id(now) < new_run_id(now + timedelta(seconds=1))

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedstore.data.features import Bags
+from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature, TowerInput, TowerLayer
+
+
+def f32(*rows: object) -> np.ndarray:
+    return np.array(rows, dtype=np.float32)
+
+
+def test_dense_tower_worked_by_hand() -> None:
+    tower = DenseTower(
+        inputs=[TowerInput("movies", f32([1, 2], [3, 6], [0, 1]), "mean")],
+        layers=[
+            TowerLayer(f32([1, -1], [1, 0.25]), None, "relu"),
+            TowerLayer(f32([2], [10]), np.array([1], np.float32)),
+        ],
+        constant=True,
+    )
+    # mean of rows 0 and 1: (2, 4); kernel: (6, -1); relu (6, 0); out 12 + 1 = 13; constant 1
+    np.testing.assert_array_equal(tower([0, 1]), [13, 1])
+
+
+@pytest.mark.parametrize(("pooling", "expected"), [("mean", 4), ("sum", 16), ("l2", 8)])
+def test_poolings_worked_by_hand(pooling: str, expected: float) -> None:
+    tower = DenseTower([TowerInput("movies", f32([1], [3], [5], [7]), pooling)])  # type: ignore[arg-type]
+    np.testing.assert_allclose(tower([0, 1, 2, 3]), [expected])  # 16 / 4, 16, 16 / sqrt(4)
+
+
+def test_side_features_pool_over_every_value_of_every_movie() -> None:
+    # movie 0 has genres 0 and 1, movie 1 has none, movie 2 has genre 1
+    genres = MovieFeature("genres", np.array([0, 2, 2, 3]), np.array([0, 1, 1]))
+    tower = DenseTower(
+        [TowerInput("genres", f32([3], [9])), TowerInput("movies", f32([1], [2], [3]))],
+        features={"genres": genres},
+    )
+    np.testing.assert_allclose(tower([0, 2]), [(3 + 9 + 9) / 3, 2])
+    np.testing.assert_allclose(tower([1]), [0, 2])  # an empty bag pools to zero
+
+
+@pytest.mark.parametrize("rows", [[], [[1, 2]]])
+def test_a_history_that_is_not_a_list_of_rows_is_refused(rows: list[int]) -> None:
+    with pytest.raises(ValueError, match="non-empty sequence of movie rows"):
+        AdditiveTower(f32([1], [2], [3]))(rows)
+
+
+def test_an_empty_history_in_a_batch_is_refused_by_its_position() -> None:
+    with pytest.raises(ValueError, match="history 1 of the batch is empty"):
+        AdditiveTower(f32([1], [2])).batch(Bags.of([[0], [], [1]]))
+
+
+@given(
+    histories=st.lists(st.lists(st.integers(0, 19), min_size=1, max_size=30), min_size=1, max_size=12),
+    seed=st.integers(0, 5),
+)
+def test_batch_equals_one_by_one(histories: list[list[int]], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.normal(size=(20, 5)).astype(np.float32)
+    kernel = rng.normal(size=(5, 3)).astype(np.float32)
+    for tower in (
+        AdditiveTower(table),
+        DenseTower([TowerInput("movies", table, "l2")], [TowerLayer(kernel, None, "tanh")], True),
+    ):
+        batch = tower.batch(Bags.of(histories))
+        single = np.stack([tower(history) for history in histories])
+        assert batch.dtype == single.dtype == np.float32
+        np.testing.assert_allclose(batch, single, rtol=1e-6, atol=1e-7)
+
+
+def test_batches_larger_than_the_bound_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = AdditiveTower(np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32))
+    bags = Bags.of(np.random.default_rng(1).integers(0, 50, size=(33, 7)))
+    whole = tower.batch(bags)
+    monkeypatch.setattr("embedstore.runs.tower._BATCH_FLOATS", 40)  # 5 users at a time
+    np.testing.assert_allclose(tower.batch(bags), whole, rtol=1e-6)

@@ -17,7 +17,7 @@ from embedstore.data.features import MovieId
 from embedstore.errors import NotFoundError, UsageError
 from embedstore.stores.contract import CollectionSpec, Metadata, PointBatch, PointId
 
-__all__ = ["Filters", "Hit", "Promotion", "Store", "YearOperator", "open_store"]
+__all__ = ["NO_FILTERS", "Filters", "Hit", "Promotion", "Store", "YearOperator", "open_store"]
 
 YearOperator = Literal["=", "<", "<=", ">", ">="]
 Vector = npt.NDArray[np.float32]
@@ -32,6 +32,9 @@ class Filters:
 
     genres: tuple[str, ...] = ()
     years: tuple[tuple[YearOperator, int], ...] = ()
+
+
+NO_FILTERS = Filters()
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,8 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def count(self, name: str) -> int:
-        """Return the exact number of points."""
+    def count(self, name: str, *, filters: Filters = NO_FILTERS) -> int:
+        """Return the exact number of points that fulfil filters."""
 
     @abstractmethod
     def indexes(self, name: str) -> dict[str, str]:
@@ -154,7 +157,7 @@ class Store(ABC):
         vector: Vector,
         *,
         limit: int,
-        filters: Filters = Filters(),
+        filters: Filters = NO_FILTERS,
         exclude: Sequence[MovieId] = (),
     ) -> list[Hit]:
         """Return the limit movies of the highest dot product with vector, shape (dim,).
@@ -170,14 +173,20 @@ class Store(ABC):
         vectors: npt.NDArray[np.float32],
         *,
         limit: int,
-        filters: Filters = Filters(),
+        filters: Filters = NO_FILTERS,
         excludes: Sequence[Sequence[MovieId]] | None = None,
     ) -> list[list[Hit]]:
-        """Return what search returns for every row of vectors, shape (n, dim); excludes has one entry a row."""
+        """Return what search returns for every row of vectors, shape (n, dim).
+
+        excludes has one sequence of movies for every row.
+        """
 
     @abstractmethod
     def vectors_of(self, name: str, movie_ids: Sequence[MovieId]) -> npt.NDArray[np.float32]:
-        """Return the movie vectors, shape (len(movie_ids), dim). Raises NotFoundError for an unknown movie."""
+        """Return the movie vectors, shape (len(movie_ids), dim).
+
+        Raises NotFoundError for an unknown movie.
+        """
 
     @abstractmethod
     def writer(self) -> AbstractContextManager[None]:

@@ -1,11 +1,11 @@
 """What a collection is, as pure data. Public: other apps read collections by this contract.
 
-    alias `movies`  ->  collection `movies__<run_id>`
-    unnamed vector  V_j, DOT, float32
-    vector history  E_j, DOT, float32, only where the tower is additive: psi(X) is the mean of E_j over X
-    point id        movie_id where it is an unsigned integer, else uuid5(NAMESPACE, movie_id)
-    payload         movie_id, title, year, genres, popularity, run_id; title and year may be null
-    payload index   genres (keyword), year (integer)
+alias `movies`  ->  collection `movies__<run_id>`
+unnamed vector  V_j, DOT, float32
+vector history  E_j, DOT, float32, only where the tower is additive: psi(X) is the mean of E_j over X
+point id        movie_id where it is an unsigned integer, else uuid5(NAMESPACE, movie_id)
+payload         movie_id, title, year, genres, popularity, run_id; title and year may be null
+payload index   genres (keyword), year (integer)
 """
 
 from __future__ import annotations

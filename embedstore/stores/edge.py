@@ -1,0 +1,864 @@
+"""The embedded store: a folder in which every collection is a shard of Qdrant Edge.
+
+    store/  embedstore.json                 {"schema", "engine"}
+            lock                            flock'ed by the one writer
+            collections/<name>/             collection.json, and the shard in the folder that it names
+            aliases/<alias>.json            {"schema", "collection", "promotions"}
+
+A *generation* is one shard folder. collection.json names the generation that readers open and,
+once sealed, the sha256 of its files. A sealed generation is never written to: a repair fills a new
+one, and replacing collection.json is the one step in which readers pass from one to the other.
+Shards have no WAL: with one, a shard has a single owner. So a building shard is not trusted after
+a kill, but compared point by point by sync, and sealing makes it durable.
+
+Edge rewrites edge_config.json whenever a shard is loaded, by readers too. The file is therefore not
+part of the seal, and a copy of it in collection.json mends it after a reader died within the write.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import qdrant_edge as edge
+
+from embedstore.data.features import MovieId
+from embedstore.errors import NotFoundError, StoreError, StoreLockedError
+from embedstore.runs.manifest import digest_of, replace_file, sync_folder
+from embedstore.stores.base import NO_FILTERS, Filters, Hit, Promotion, Store, Vector
+from embedstore.stores.contract import (
+    HISTORY_VECTOR,
+    CollectionSpec,
+    Metadata,
+    PointBatch,
+    PointId,
+    point_id,
+    valid_alias,
+)
+
+__all__ = ["EdgeStore"]
+
+STORE_SCHEMA = 1
+_STORE_FILE = "embedstore.json"
+_RECORD = "collection.json"
+_OPENING = "opening"
+_EDGE_CONFIG = "edge_config.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,250}")
+_PROMOTIONS_KEPT = 100
+_TIE_MARGIN = 8
+_BATCH_QUERIES = 64
+_BLOCK = 1 << 20
+_INDEXES = {"genres": edge.PayloadSchemaType.Keyword, "year": edge.PayloadSchemaType.Integer}
+_EXACT = edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10000)
+
+# Real use of a shard, measured with benchmarks/sync.py: vectors, then id tables, payload and
+# indexes per point, then the first pages of all files.
+_POINT_BYTES = 1000
+_SHARD_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What collection.json holds; files maps a name to its bytes and sha256, empty while building."""
+
+    metadata: Metadata
+    generation: str
+    files: Mapping[str, Mapping[str, Any]]
+    edge_config: str | None
+
+    @property
+    def sealed(self) -> bool:
+        return self.metadata.state == "sealed"
+
+    def to_json(self) -> bytes:
+        content = {
+            "schema": STORE_SCHEMA,
+            "metadata": self.metadata.to_dict(),
+            "generation": self.generation,
+            "files": self.files,
+            "edge_config": self.edge_config,
+        }
+        return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+@dataclass
+class _Writing:
+    generation: str
+    shard: edge.EdgeShard
+    dirty: bool = True  # something was written since the shard was last read from the disk
+
+
+@dataclass(frozen=True)
+class _Reading:
+    generation: str
+    shard: edge.EdgeShard
+    copy: tempfile.TemporaryDirectory[str] | None = None
+
+
+class EdgeStore(Store):
+    """A folder of Qdrant Edge shards. See Store for the methods; open it with open_store."""
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        self.path = path
+        self.location = str(path)
+        self._lock_file: int | None = None
+        self._lock_depth = 0
+        self._writing: dict[str, _Writing] = {}
+        self._reading: dict[str, _Reading] = {}
+        self._records: dict[str, tuple[tuple[int, ...], _Record]] = {}
+        with _disk(path):
+            if create and not (path / _STORE_FILE).exists():
+                _make_store(path)
+            _check_store(path)
+
+    def __repr__(self) -> str:
+        return f"EdgeStore({self.location!r})"
+
+    def close(self) -> None:
+        """Close every shard. Unsealed writes stay on the disk for the next sync."""
+        for writing in self._writing.values():
+            _close(writing.shard)
+        self._writing.clear()
+        for reading in self._reading.values():
+            _close(reading.shard)
+            if reading.copy is not None:
+                reading.copy.cleanup()
+        self._reading.clear()
+
+    # Collections
+
+    def collections(self) -> list[str]:
+        with _disk(self.path):
+            return sorted(path.parent.name for path in (self.path / "collections").glob(f"*/{_RECORD}"))
+
+    def metadata(self, name: str) -> Metadata:
+        return self._record(name).metadata
+
+    def create(self, name: str, spec: CollectionSpec, metadata: Metadata) -> None:
+        with self.writer(), _disk(self.path):
+            if not _NAME.fullmatch(name):
+                raise StoreError(f"collection name {name!r} cannot be used; expected letters, digits, '_.-'")
+            if name in self.aliases():
+                raise StoreError(f"collection {name!r} has the name of an alias; choose another alias")
+            if (self.path / "collections" / name / _RECORD).exists() and self._record(name).sealed:
+                raise StoreError(f"collection {name!r} exists and is sealed; use revise to change it")
+            self._abandon(name)
+            self._require_room(_expected_bytes(metadata.count, spec))
+            folder = self.path / "collections" / name
+            _remove(folder)
+            generation = _new_generation()
+            (folder / generation).mkdir(parents=True)
+            shard = _create_shard(folder / generation, spec)
+            replace_file(
+                folder / _RECORD, _Record(replace(metadata, state="building"), generation, {}, None).to_json()
+            )
+            sync_folder(folder.parent)
+            self._writing[name] = _Writing(generation, shard)
+
+    def revise(self, name: str, *, empty: bool = False) -> None:
+        with self.writer(), _disk(self.path):
+            record = self._record(name)
+            self._abandon(name)
+            if not record.sealed:
+                if empty:
+                    self.create(name, record.metadata.spec, record.metadata)
+                else:
+                    self._writer_of(name)
+                return
+            folder = self.path / "collections" / name
+            generation = _new_generation()
+            if empty:
+                self._require_room(_expected_bytes(record.metadata.count, record.metadata.spec))
+                (folder / generation).mkdir()
+                shard = _create_shard(folder / generation, record.metadata.spec)
+            else:
+                source = folder / record.generation
+                self._check_files(name, record)
+                self._require_room(_allocated(source) + _SHARD_BYTES)
+                _copy_tree(source, folder / generation)
+                shard = _load_shard(folder / generation, record)
+                _reindex(shard)
+            self._writing[name] = _Writing(generation, shard)
+
+    def upsert(self, name: str, batch: PointBatch) -> None:
+        record = self._record(name)
+        vectors, history = _checked(name, batch, record.metadata.spec)
+        if history is None:
+            made = [
+                edge.Point(i, v, dict(p)) for i, v, p in zip(batch.ids, vectors, batch.payloads, strict=True)
+            ]
+        else:
+            made = [
+                edge.Point(i, {"": v, HISTORY_VECTOR: h}, dict(p))
+                for i, v, h, p in zip(batch.ids, vectors, history, batch.payloads, strict=True)
+            ]
+        self._update(name, edge.UpdateOperation.upsert_points(made))
+
+    def delete(self, name: str, ids: Sequence[PointId]) -> None:
+        self._update(name, edge.UpdateOperation.delete_points(list(ids)))
+
+    def flush(self, name: str) -> None:
+        with self.writer(), _disk(self.path):
+            writing = self._writer_of(name)
+            path = self.path / "collections" / name / writing.generation
+            with _engine(f"collection {name!r} cannot be written"):
+                writing.shard.flush()
+                writing.shard.close()
+                writing.shard = edge.EdgeShard.load(str(path))
+            writing.dirty = False
+
+    def scroll(self, name: str, *, vectors: bool = True, limit: int = 1000) -> Iterator[PointBatch]:
+        shard = self._any_shard(name)
+        spec = self._record(name).metadata.spec
+        offset: Any = None
+        while True:
+            request = edge.ScrollRequest(offset=offset, limit=limit, with_payload=True, with_vector=vectors)
+            with _engine(f"collection {name!r} cannot be read"):
+                records, offset = shard.scroll(request)
+            if records:
+                yield _batch_of(records, spec, vectors=vectors)
+            if offset is None:
+                return
+
+    def count(self, name: str, *, filters: Filters = NO_FILTERS) -> int:
+        shard = self._any_shard(name)
+        with _engine(f"collection {name!r} cannot be read"):
+            return int(shard.count(edge.CountRequest(exact=True, filter=_filter_of(filters, ()))))
+
+    def indexes(self, name: str) -> dict[str, str]:
+        shard = self._any_shard(name)
+        with _engine(f"collection {name!r} cannot be read"):
+            schema = shard.info().payload_schema
+        return {key: str(info.data_type).rsplit(".")[-1].lower() for key, info in sorted(schema.items())}
+
+    def intact(self, name: str) -> bool:
+        record = self._record(name)
+        if not record.sealed:
+            return False
+        folder = self.path / "collections" / name / record.generation
+        try:
+            sizes = {key: path.stat().st_size for key, path in _files(folder)}
+            if sizes != {key: entry["bytes"] for key, entry in record.files.items()}:
+                return False
+            digests = _digests(folder)
+        except OSError:
+            return False
+        return digests == {key: entry["sha256"] for key, entry in record.files.items()}
+
+    def set_metadata(self, name: str, metadata: Metadata) -> None:
+        with self.writer(), _disk(self.path):
+            record = replace(self._record(name), metadata=metadata)
+            replace_file(self.path / "collections" / name / _RECORD, record.to_json())
+
+    def seal(self, name: str, metadata: Metadata) -> None:
+        with self.writer(), _disk(self.path):
+            writing = self._writer_of(name)
+            if writing.dirty:
+                self.flush(name)
+            folder = self.path / "collections" / name
+            shard_folder = folder / writing.generation
+            with _engine(f"collection {name!r} cannot be closed"):
+                writing.shard.close()
+            del self._writing[name]
+            _sync_tree(shard_folder)
+            sizes = {key: path.stat().st_size for key, path in _files(shard_folder)}
+            files = {
+                key: {"bytes": sizes[key], "sha256": digest} for key, digest in _digests(shard_folder).items()
+            }
+            config = (shard_folder / _EDGE_CONFIG).read_text(encoding="utf-8")
+            sealed = replace(metadata, state="sealed")
+            sync_folder(folder)
+            replace_file(folder / _RECORD, _Record(sealed, writing.generation, files, config).to_json())
+            _remove_other_generations(folder, writing.generation)
+
+    def drop(self, name: str) -> None:
+        with self.writer(), _disk(self.path):
+            self._record(name)
+            naming = [alias for alias, target in self.aliases().items() if target == name]
+            if naming:
+                raise StoreError(
+                    f"collection {name!r} is what alias {naming[0]!r} names; promote another run first"
+                )
+            self._abandon(name)
+            folder = self.path / "collections" / name
+            (folder / _RECORD).unlink()
+            sync_folder(folder)
+            _remove(folder)
+
+    # Aliases
+
+    def aliases(self) -> dict[str, str]:
+        with _disk(self.path):
+            paths = sorted((self.path / "aliases").glob("[!.]*.json"))
+            return {path.name.removesuffix(".json"): _read_alias(path)["collection"] for path in paths}
+
+    def promote(self, alias: str, name: str) -> bool:
+        valid_alias(alias)
+        with self.writer(), _disk(self.path):
+            record = self._record(name)
+            if not record.sealed:
+                raise StoreError(f"collection {name!r} is not finished; run `embedstore sync` first")
+            if (self.path / "collections" / alias / _RECORD).exists():
+                raise StoreError(f"alias {alias!r} has the name of a collection; choose another alias")
+            path = self.path / "aliases" / f"{alias}.json"
+            path.parent.mkdir(exist_ok=True)
+            before = _read_alias(path) if path.exists() else {"collection": None, "promotions": []}
+            if before["collection"] == name:
+                return False
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            flip = {"collection": name, "run_id": record.metadata.run_id, "at": at}
+            content = {
+                "schema": STORE_SCHEMA,
+                "collection": name,
+                "promotions": [*before["promotions"], flip][-_PROMOTIONS_KEPT:],
+            }
+            replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+            return True
+
+    def promotions(self, alias: str) -> list[Promotion]:
+        path = self.path / "aliases" / f"{valid_alias(alias)}.json"
+        with _disk(self.path):
+            if not path.exists():
+                return []
+            try:
+                return [Promotion(**flip) for flip in _read_alias(path)["promotions"]]
+            except TypeError as error:
+                raise StoreError(f"{path} is not an alias of embedstore ({error}); remove it") from error
+
+    # Search
+
+    def search(
+        self,
+        name: str,
+        vector: Vector,
+        *,
+        limit: int,
+        filters: Filters = NO_FILTERS,
+        exclude: Sequence[MovieId] = (),
+    ) -> list[Hit]:
+        vectors = np.asarray(vector, dtype=np.float32)
+        if vectors.ndim != 1:
+            raise ValueError(f"vector must have shape (dim,), received {vectors.shape}")
+        return self.search_batch(name, vectors[None], limit=limit, filters=filters, excludes=[exclude])[0]
+
+    def search_batch(
+        self,
+        name: str,
+        vectors: npt.NDArray[np.float32],
+        *,
+        limit: int,
+        filters: Filters = NO_FILTERS,
+        excludes: Sequence[Sequence[MovieId]] | None = None,
+    ) -> list[list[Hit]]:
+        shard = self._reader(name)
+        metadata = self._record(name).metadata
+        queries = _checked_queries(vectors, metadata.dim)
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, received {limit}")
+        left_out = [()] * len(queries) if excludes is None else excludes
+        if len(left_out) != len(queries):
+            raise ValueError(f"excludes must have one entry per vector ({len(queries)}), got {len(left_out)}")
+        limit = min(limit, metadata.count)
+        wanted = min(limit + _TIE_MARGIN, metadata.count)
+        answers: list[list[Hit]] = []
+        for start in range(0, len(queries), _BATCH_QUERIES):
+            part = list(zip(queries, left_out, strict=True))[start : start + _BATCH_QUERIES]
+            made = [(vector.tolist(), _filter_of(filters, exclude)) for vector, exclude in part]
+            for query, first in zip(made, _query(shard, name, made, wanted), strict=True):
+                found, more = first, wanted
+                # Movies that tie with the last one may be beyond the end: look until the scores differ.
+                while len(found) == more < metadata.count and found[limit - 1].score == found[-1].score:
+                    more = min(2 * more, metadata.count)
+                    found = _query(shard, name, [query], more)[0]
+                hits = [Hit(point.payload["movie_id"], point.score, point.payload) for point in found]
+                answers.append(sorted(hits, key=_rank)[:limit])
+        return answers
+
+    def vectors_of(self, name: str, movie_ids: Sequence[MovieId]) -> npt.NDArray[np.float32]:
+        shard = self._reader(name)
+        ids = [point_id(movie_id) for movie_id in movie_ids]
+        with _engine(f"collection {name!r} cannot be read"):
+            records = shard.retrieve(list(ids), with_payload=False, with_vector=True)
+        found: dict[PointId, Any] = {_plain_id(record.id): record.vector for record in records}
+        for movie_id, key in zip(movie_ids, ids, strict=True):
+            if key not in found:
+                raise NotFoundError(f"movie {movie_id} is not in collection {name!r}")
+        rows = [found[key][""] if isinstance(found[key], dict) else found[key] for key in ids]
+        return np.array(rows, dtype=np.float32).reshape(len(ids), -1)
+
+    # The writer lock
+
+    @contextmanager
+    def writer(self) -> Iterator[None]:
+        if self._lock_depth == 0:
+            self._acquire()
+        self._lock_depth += 1
+        try:
+            yield
+        finally:
+            self._lock_depth -= 1
+            if self._lock_depth == 0 and self._lock_file is not None:
+                for name in list(self._writing):
+                    _close(self._writing.pop(name).shard)
+                os.close(self._lock_file)
+                self._lock_file = None
+
+    def _acquire(self) -> None:
+        import fcntl  # POSIX alone; reading works without it
+
+        with _disk(self.path):
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise StoreLockedError(
+                    f"store {self.path} is being written by another process; wait until it has finished"
+                ) from None
+            raise StoreError(f"store {self.path} cannot be locked: {error.strerror}") from error
+        self._lock_file = descriptor
+        try:
+            with _disk(self.path):
+                self._clean()
+        except BaseException:
+            os.close(descriptor)
+            self._lock_file = None
+            raise
+
+    def _clean(self) -> None:
+        """Remove what a killed writer left behind: folders and files that no record names."""
+        for folder in (self.path / "collections").glob("*"):
+            if not (folder / _RECORD).exists():
+                _remove(folder)
+                continue
+            with suppress(StoreError):  # a damaged record is reported by whoever asks for it
+                _remove_other_generations(folder, self._record(folder.name).generation)
+        for leftover in [*self.path.glob(".*.tmp"), *(self.path / "aliases").glob(".*.tmp")]:
+            leftover.unlink(missing_ok=True)
+
+    # Shards
+
+    def _record(self, name: str) -> _Record:
+        path = self.path / "collections" / name / _RECORD
+        if not _NAME.fullmatch(name):
+            raise NotFoundError(f"no collection {name!r} in store {self.path}")
+        try:
+            status = path.stat()
+            state = (status.st_ino, status.st_mtime_ns, status.st_size)
+            cached = self._records.get(name)
+            if cached is not None and cached[0] == state:
+                return cached[1]
+            content = _read_json(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFoundError(
+                f"no collection {name!r} in store {self.path}; list them with `embedstore status`"
+            ) from None
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+        try:
+            record = _Record(
+                metadata=Metadata.from_dict(content["metadata"], name=name),
+                generation=content["generation"],
+                files=content["files"],
+                edge_config=content["edge_config"],
+            )
+            usable = _NAME.fullmatch(record.generation) and all(
+                isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)
+                for entry in record.files.values()
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{path} is damaged ({error!r}); delete the folder and sync the run again"
+            ) from error
+        if not usable:
+            raise StoreError(f"{path} is damaged; delete the folder and sync the run again")
+        self._records[name] = (state, record)
+        return record
+
+    def _any_shard(self, name: str) -> edge.EdgeShard:
+        """Return the shard that is being written, else the sealed one; a building one needs the lock."""
+        if name in self._writing:
+            return self._writing[name].shard
+        if self._lock_depth and not self._record(name).sealed:
+            return self._writer_of(name).shard
+        return self._reader(name)
+
+    def _writer_of(self, name: str) -> _Writing:
+        if name in self._writing:
+            return self._writing[name]
+        record = self._record(name)
+        if record.sealed:
+            raise StoreError(f"collection {name!r} is sealed; use revise to change it")
+        folder = self.path / "collections" / name
+        marker = folder / _OPENING
+        if marker.exists():
+            raise StoreError(f"collection {name!r} was left in a state that cannot be opened; build it anew")
+        # A shard that a power cut tore may bring the whole process down: the marker lets the next one know.
+        marker.touch()
+        shard = _load_shard(folder / record.generation, record)
+        _reindex(shard)
+        marker.unlink()
+        self._writing[name] = _Writing(record.generation, shard)
+        return self._writing[name]
+
+    def _abandon(self, name: str) -> None:
+        if (writing := self._writing.pop(name, None)) is not None:
+            _close(writing.shard)
+
+    def _update(self, name: str, operation: edge.UpdateOperation) -> None:
+        with self.writer():
+            writing = self._writer_of(name)
+            writing.dirty = True
+            with _engine(f"collection {name!r} cannot be written"):
+                writing.shard.update(operation)
+
+    def _reader(self, name: str) -> edge.EdgeShard:
+        """Return the sealed shard, opened once per generation."""
+        while True:
+            record = self._record(name)
+            if not record.sealed:
+                raise StoreError(f"collection {name!r} is not finished; run `embedstore sync` to finish it")
+            known = self._reading.get(name)
+            if known is not None and known.generation == record.generation:
+                return known.shard
+            try:
+                opened = self._open_sealed(name, record)
+            except StoreError:
+                if self._record(name).generation != record.generation:
+                    continue  # a repair replaced the generation between reading the record and opening it
+                raise
+            if known is not None:
+                _close(known.shard)
+            self._reading[name] = opened
+            return opened.shard
+
+    def _open_sealed(self, name: str, record: _Record) -> _Reading:
+        self._check_files(name, record)
+        folder = self.path / "collections" / name / record.generation
+        config = folder / _EDGE_CONFIG
+        if os.access(folder, os.W_OK) and (not config.exists() or os.access(config, os.W_OK)):
+            return _Reading(record.generation, _load_shard(folder, record))
+        with _disk(Path(tempfile.gettempdir())):
+            copy = tempfile.TemporaryDirectory(prefix="embedstore-")
+            _copy_tree(folder, Path(copy.name) / record.generation)
+        return _Reading(record.generation, _load_shard(Path(copy.name) / record.generation, record), copy)
+
+    def _check_files(self, name: str, record: _Record) -> None:
+        """Raise StoreError where a file is missing or of another size: opening it could end the process."""
+        folder = self.path / "collections" / name / record.generation
+        for key, entry in record.files.items():
+            try:
+                size = (folder / key).stat().st_size
+            except OSError as error:
+                raise StoreError(
+                    f"collection {name!r} is damaged: {key}: {error.strerror}; "
+                    "repair it with `embedstore sync`"
+                ) from error
+            if size != entry["bytes"]:
+                raise StoreError(
+                    f"collection {name!r} is damaged: {key} has {size} bytes, expected {entry['bytes']}; "
+                    "repair it with `embedstore sync`"
+                )
+
+    def _require_room(self, needed: int) -> None:
+        """Raise StoreError where the disk lacks the room: a full disk under a memory map ends the process."""
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise StoreError(
+                f"the disk of store {self.path} has {free / 1e6:.0f} MB free and "
+                f"{needed / 1e6:.0f} MB are needed; make room or choose another --store"
+            )
+
+
+def _make_store(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"store {path} is a file; expected a folder")
+    if path.is_dir() and any(not child.name.endswith(".tmp") for child in path.iterdir()):
+        raise StoreError(f"folder {path} is not empty and not a store of embedstore; choose another --store")
+    path.mkdir(parents=True, exist_ok=True)
+    replace_file(path / _STORE_FILE, b'{"schema": 1, "engine": "qdrant-edge"}\n')
+    sync_folder(path.parent)
+
+
+def _check_store(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"store {path} is a file; expected a folder")
+    if not (path / _STORE_FILE).exists():
+        if path.is_dir() and any(path.iterdir()):
+            raise StoreError(f"folder {path} is not a store of embedstore; choose another --store")
+        raise NotFoundError(f"no store at {path}; make one with `embedstore sync`")
+    content = _read_json(path / _STORE_FILE)
+    schema = content.get("schema")
+    if not isinstance(schema, int):
+        raise StoreError(f"{path / _STORE_FILE} has no schema; it is damaged, restore it")
+    if schema > STORE_SCHEMA:
+        raise StoreError(
+            f"store {path} has schema {schema}, this embedstore reads up to {STORE_SCHEMA}; "
+            "upgrade embedstore"
+        )
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """Turn the errors of the file system into StoreError."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        if error.errno == errno.EROFS:
+            raise StoreError(f"store {path} is on a read-only file system; choose another --store") from error
+        raise StoreError(f"store {path}: {where}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _engine(what: str) -> Iterator[None]:
+    """Turn the errors and panics of Edge, which have no types of their own, into StoreError."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise StoreError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object. Raises StoreError where the file holds something else, OSError as open does."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged: not JSON ({error}); restore it") from error
+    if not isinstance(content, dict):
+        raise StoreError(f"{path} is damaged: not a JSON object; restore it")
+    return content
+
+
+def _read_alias(path: Path) -> dict[str, Any]:
+    content = _read_json(path)
+    if isinstance(content.get("schema"), int) and content["schema"] > STORE_SCHEMA:
+        raise StoreError(
+            f"{path} has schema {content['schema']}, this embedstore reads up to {STORE_SCHEMA}; "
+            "upgrade embedstore"
+        )
+    if not isinstance(content.get("collection"), str) or not isinstance(content.get("promotions"), list):
+        raise StoreError(f"{path} is damaged: it names no collection; promote a run again")
+    return content
+
+
+def _new_generation() -> str:
+    return f"g{secrets.token_hex(4)}"
+
+
+def _create_shard(folder: Path, spec: CollectionSpec) -> edge.EdgeShard:
+    def params() -> edge.EdgeVectorParams:
+        return edge.EdgeVectorParams(size=spec.dim, distance=edge.Distance.Dot)
+
+    vectors = {"": params(), HISTORY_VECTOR: params()} if spec.additive else {"": params()}
+    with _engine(f"{folder} cannot be made"):
+        shard = edge.EdgeShard.create(
+            str(folder), edge.EdgeConfig(vectors=vectors, hnsw_config=_EXACT, wal_enabled=False)
+        )
+        for key, kind in _INDEXES.items():
+            shard.update(edge.UpdateOperation.create_field_index(key, kind))
+    return shard
+
+
+def _load_shard(folder: Path, record: _Record) -> edge.EdgeShard:
+    try:
+        with _engine(f"{folder} cannot be opened"):
+            return edge.EdgeShard.load(str(folder))
+    except StoreError:
+        config = folder / _EDGE_CONFIG
+        if record.edge_config is None or not folder.is_dir() or _is_json(config):
+            raise
+        with _disk(folder):
+            replace_file(config, record.edge_config.encode())
+        with _engine(f"{folder} cannot be opened"):
+            return edge.EdgeShard.load(str(folder))
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        _read_json(path)
+    except (StoreError, OSError):
+        return False
+    return True
+
+
+def _reindex(shard: edge.EdgeShard) -> None:
+    """Build the payload indexes anew from the payload: a comparison of points does not see them."""
+    with _engine("payload indexes cannot be built"):
+        for key in shard.info().payload_schema:
+            shard.update(edge.UpdateOperation.delete_field_index(key))
+        for key, kind in _INDEXES.items():
+            shard.update(edge.UpdateOperation.create_field_index(key, kind))
+
+
+def _close(shard: edge.EdgeShard) -> None:
+    with suppress(StoreError), _engine("close"):
+        shard.close()
+
+
+def _expected_bytes(count: int, spec: CollectionSpec) -> int:
+    return count * (spec.dim * 4 * (2 if spec.additive else 1) + _POINT_BYTES) + _SHARD_BYTES
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    """Return the sealed files of a shard by their path within it, in ascending order."""
+    found = []
+    for base, _, names in os.walk(folder):
+        for name in names:
+            path = Path(base, name)
+            key = path.relative_to(folder).as_posix()
+            if key != _EDGE_CONFIG:
+                found.append((key, path))
+    return sorted(found)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    files = dict(_files(folder))
+    with ThreadPoolExecutor(2) as pool:  # hashing releases the GIL
+        return dict(zip(files, pool.map(digest_of, files.values()), strict=True))
+
+
+def _allocated(folder: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for _, path in _files(folder))
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    """Copy a shard, leaving the holes of its sparse files holes."""
+    for base, _, names in os.walk(source):
+        folder = target / Path(base).relative_to(source)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            with open(Path(base, name), "rb") as old, open(folder / name, "wb") as new:
+                while block := old.read(_BLOCK):
+                    if block.count(0) == len(block):
+                        new.seek(len(block), os.SEEK_CUR)
+                    else:
+                        new.write(block)
+                new.truncate(new.tell())
+
+
+def _sync_tree(folder: Path) -> None:
+    for base, _, names in os.walk(folder):
+        for name in names:
+            descriptor = os.open(Path(base, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_folder(Path(base))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_other_generations(folder: Path, generation: str) -> None:
+    kept = {_RECORD, _OPENING, generation}
+    for child in list(folder.iterdir()):
+        if child.name not in kept:
+            _remove(child)
+
+
+def _checked(
+    name: str, batch: PointBatch, spec: CollectionSpec
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """Return the vectors as float32. Raises ValueError for wrong shapes and for NaN, which Edge accepts."""
+    expected = (len(batch), spec.dim)
+    arrays = [batch.movie_vectors] + ([batch.history_vectors] if batch.history_vectors is not None else [])
+    if spec.additive != (batch.history_vectors is not None):
+        raise ValueError(f"collection {name!r} expects history vectors: {spec.additive}")
+    for array in arrays:
+        if array.shape != expected or array.dtype != np.float32:
+            raise ValueError(
+                f"vectors must be float32 of shape {expected}, received {array.dtype} {array.shape}"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError("vectors must be finite, received NaN or infinity")
+    return batch.movie_vectors, batch.history_vectors
+
+
+def _checked_queries(vectors: npt.NDArray[np.float32], dim: int) -> npt.NDArray[np.float32]:
+    queries = np.asarray(vectors, dtype=np.float32)
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise ValueError(f"query vectors must have shape (n, {dim}), received {queries.shape}")
+    if not np.isfinite(queries).all():
+        raise ValueError("query vectors must be finite, received NaN or infinity")
+    return queries
+
+
+def _filter_of(filters: Filters, exclude: Sequence[MovieId]) -> edge.Filter | None:
+    must: list[Any] = [
+        edge.FieldCondition("genres", match=edge.MatchValue(genre)) for genre in filters.genres
+    ]
+    for operator, year in filters.years:
+        bound = {"=": "gte", "<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}[operator]
+        bounds = {bound: float(year)} | ({"lte": float(year)} if operator == "=" else {})
+        must.append(edge.FieldCondition("year", range=edge.RangeFloat(**bounds)))
+    must_not: list[Any] = [edge.HasIdCondition({point_id(movie_id) for movie_id in exclude})]
+    if not must and not exclude:
+        return None
+    return edge.Filter(must=must or None, must_not=must_not if exclude else None)
+
+
+def _query(
+    shard: edge.EdgeShard, name: str, queries: Sequence[tuple[list[float], edge.Filter | None]], limit: int
+) -> list[list[Any]]:
+    requests = [
+        edge.QueryRequest(limit=limit, query=edge.Query.Nearest(vector), with_payload=True, filter=condition)
+        for vector, condition in queries
+    ]
+    with _engine(f"collection {name!r} cannot be searched"):
+        if len(requests) == 1:
+            return [shard.query(requests[0])]
+        return list(shard.query_batch(edge.QueryBatchRequest(requests)))
+
+
+def _rank(hit: Hit) -> tuple[float, MovieId]:
+    return (-hit.score, hit.movie_id)
+
+
+def _plain_id(value: Any) -> PointId:
+    return value if isinstance(value, int) else str(value)
+
+
+def _batch_of(records: Sequence[Any], spec: CollectionSpec, *, vectors: bool) -> PointBatch:
+    ids = [_plain_id(record.id) for record in records]
+    payloads = [record.payload or {} for record in records]
+    if not vectors:
+        none = np.zeros((len(ids), 0), np.float32)
+        return PointBatch(ids, none, none if spec.additive else None, payloads)
+    found = [record.vector for record in records]  # converted on every access
+    named = [value if isinstance(value, dict) else {"": value} for value in found]
+    return PointBatch(
+        ids,
+        _rows_of([value.get("") for value in named], spec.dim),
+        _rows_of([value.get(HISTORY_VECTOR) for value in named], spec.dim) if spec.additive else None,
+        payloads,
+    )
+
+
+def _rows_of(values: Sequence[Sequence[float] | None], dim: int) -> npt.NDArray[np.float32]:
+    """Return vectors as rows; a missing one, written by foreign hands, is a row of NaN."""
+    absent = [np.nan] * dim
+    return np.array([absent if value is None else value for value in values], dtype=np.float32)

@@ -1,0 +1,75 @@
+"""Small data sets and runs with known content, made in a moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from embedstore.data.dataset import Dataset, Movie, RatingColumns
+from embedstore.data.features import MovieId
+from embedstore.runs.run import Run
+from embedstore.runs.tower import AdditiveTower, DenseTower, TowerInput, TowerLayer
+from embedstore.runs.writer import rated_movies, write_run
+
+GENRES = ("Action", "Comedy", "Drama", "Film-Noir", "Sci-Fi")
+
+
+def tiny_dataset(*, n: int = 40, n_users: int = 12, seed: int = 0, text_ids: bool = False) -> Dataset:
+    """Return a data set where all n movies are rated and movie 7 (if there) has neither title nor year."""
+    rng = np.random.default_rng(seed)
+    ids: list[MovieId] = [f"tt{number:05d}" if text_ids else number for number in range(1, n + 1)]
+    users = np.concatenate([np.zeros(n, np.int64), rng.integers(1, n_users, size=5 * n)]) + 1
+    movies = np.concatenate([np.arange(n), rng.integers(0, n, size=5 * n)])
+    columns = RatingColumns(
+        user_ids=users.astype(np.int64),
+        movie_ids=np.array(ids)[movies],
+        ratings=rng.integers(1, 6, size=users.size).astype(np.float32),
+        timestamps=rng.integers(1, 1_000_000_000, size=users.size),
+    )
+    table = {
+        movie_id: Movie()
+        if number == 6
+        else Movie(
+            title=f'Movie {number + 1}, "é"',
+            year=1950 + number % 60,
+            genres=tuple(GENRES[k] for k in range(len(GENRES)) if (number + 1) >> k & 1),
+        )
+        for number, movie_id in enumerate(ids)
+    }
+    return Dataset.of("tiny", columns, table)
+
+
+def tiny_run(
+    folder: Path,
+    *,
+    n: int = 40,
+    dim: int = 4,
+    additive: bool = True,
+    seed: int = 0,
+    run_id: str | None = None,
+    text_ids: bool = False,
+    dataset: Dataset | None = None,
+) -> Run:
+    """Write a run of n movies into folder / "runs" and return it; vectors are drawn from seed."""
+    dataset = dataset or tiny_dataset(n=n, seed=seed, text_ids=text_ids)
+    count = rated_movies(dataset).size
+    rng = np.random.default_rng(seed + 1)
+    vectors = rng.normal(size=(count, dim)).astype(np.float32)
+    tower: AdditiveTower | DenseTower
+    if additive:
+        tower = AdditiveTower(rng.normal(size=(count, dim)).astype(np.float32))
+    else:
+        table = rng.normal(size=(count, 3)).astype(np.float32)
+        kernel = rng.normal(size=(3, dim)).astype(np.float32)
+        tower = DenseTower([TowerInput("movies", table, "mean")], [TowerLayer(kernel, None, "tanh")])
+    path = write_run(
+        folder / "runs",
+        dataset=dataset,
+        config={"preset": "tiny"},
+        movie_vectors=vectors,
+        tower=tower,
+        metrics={},
+        run_id=run_id,
+    )
+    return Run.load(path)

@@ -18,6 +18,7 @@ part of the seal, and a copy of it in collection.json mends it after a reader di
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -56,6 +57,7 @@ _STORE_FILE = "embedstore.json"
 _RECORD = "collection.json"
 _OPENING = "opening"
 _EDGE_CONFIG = "edge_config.json"
+_SEGMENT = "segment.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,250}")
 _PROMOTIONS_KEPT = 100
 _TIE_MARGIN = 8
@@ -733,7 +735,17 @@ def _digests(folder: Path) -> dict[str, str]:
 
     files = dict(_files(folder))
     with ThreadPoolExecutor(2) as pool:  # hashing releases the GIL
-        return dict(zip(files, pool.map(digest_of, files.values()), strict=True))
+        return dict(zip(files, pool.map(_digest, files.values()), strict=True))
+
+
+def _digest(path: Path) -> str:
+    if path.name != _SEGMENT:
+        return digest_of(path)
+    # Edge writes this file at every close, its keys in an order that varies.
+    content = path.read_bytes()
+    with suppress(ValueError, RecursionError):
+        content = json.dumps(json.loads(content), sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _allocated(folder: Path) -> int:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from embedstore.query.similar import similar
     from embedstore.runs.run import Run
     from embedstore.stores.base import open_store
-    from embedstore.sync import verify
+    from embedstore.sync import sync, verify
     from embedstore.training import train
     from embedstore.training.config import TrainConfig
 
@@ -37,6 +37,7 @@ __all__ = [
     "open_store",
     "recommend",
     "similar",
+    "sync",
     "train",
     "verify",
 ]
@@ -52,6 +53,7 @@ _HOMES = {
     "open_store": "embedstore.stores.base",
     "recommend": "embedstore.query.recommend",
     "similar": "embedstore.query.similar",
+    "sync": "embedstore.sync",
     "train": "embedstore.training",
     "verify": "embedstore.sync",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def list_command(runs_dir: Path, *, as_json: bool, as_csv: bool) -> None:
     if not records:
         click.echo(f"no run in {escape(str(runs_dir))}; make one with `embedstore train`", err=True)
         return
-    shown = names[:1]
+    shown = sorted(names, key=lambda name: ("ndcg@100" not in name.lower(), name))[:1]
     print_table(
         [
             Column("run"),
@@ -202,7 +202,7 @@ def _record(summary: RunSummary) -> dict[str, Any]:
         "embedding_dim": manifest.embedding_dim,
         "tower": manifest.tower,
         "path": str(summary.path),
-        "metrics": dict(manifest.metrics),
+        "metrics": _flat(manifest.metrics),
     }
 
 
@@ -219,9 +219,20 @@ def _lines_of(path: Path, manifest: Manifest) -> list[tuple[str, object]]:
     ]
     for group in ("dataset", "config", "metrics", "versions"):
         values = getattr(manifest, group)
-        lines += [(f"{group}.{name}", value) for name, value in sorted(values.items())]
+        lines += [(f"{group}.{name}", value) for name, value in sorted(_flat(values).items())]
     total = sum(entry["bytes"] for entry in manifest.files.values())
     return [*lines, ("files", f"{len(manifest.files)} files, {total:,} bytes")]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def _one_format(as_json: bool, as_csv: bool) -> None:

@@ -203,9 +203,12 @@ def _pool(table: Matrix, bags: Bags, pooling: Pooling) -> npt.NDArray[np.float64
     else:
         from scipy.sparse import csr_array  # costs 60 ms to import, which one user need not pay
 
-        used, columns = np.unique(bags.rows, return_inverse=True)
-        counts = csr_array((np.ones(columns.size), columns, bags.offsets), shape=(len(bags), used.size))
-        total = counts @ table[used].astype(np.float64)
+        rows = bags.rows
+        if len(table) > 4 * rows.size:  # a few users of a large catalog: convert only what they watched
+            used, rows = np.unique(rows, return_inverse=True)
+            table = table[used]
+        counts = csr_array((np.ones(rows.size), rows, bags.offsets), shape=(len(bags), len(table)))
+        total = counts @ table.astype(np.float64)
     if pooling == "sum":
         return total
     divisor = np.maximum(sizes, 1).astype(np.float64)

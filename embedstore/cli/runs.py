@@ -138,18 +138,16 @@ def _target(runs_dir: Path, reference: str) -> str:
     """Return the id of one run folder, sealed or not."""
     if reference.startswith("@"):
         raise UsageError(f"{reference} is what the store serves; give the id of the run to remove")
-    summaries = list_runs(runs_dir)
     if reference == "latest":
         return find_run(runs_dir, reference).run_id
-    fitting = [summary.run_id for summary in summaries if summary.run_id.startswith(reference)]
-    if reference in fitting:
-        return reference
+    names = [summary.run_id for summary in list_runs(runs_dir)]
+    fitting = [name for name in names if reference and name.startswith(reference)]
+    if not fitting:
+        raise NotFoundError(f"no run {reference!r} in {runs_dir}; list them with `embedstore runs list`")
     if len(fitting) > 1:
         raise UsageError(
-            f"run {reference!r} fits {len(fitting)} runs ({', '.join(fitting[:2])}); give more of the id"
+            f"run {reference!r} fits {len(fitting)} runs ({fitting[0]}, {fitting[1]}); give more of the id"
         )
-    if not fitting or not reference:
-        raise NotFoundError(f"no run {reference!r} in {runs_dir}; list them with `embedstore runs list`")
     return fitting[0]
 
 

@@ -163,7 +163,8 @@ class Store(ABC):
         """Return the limit movies of the highest dot product with vector, shape (dim,).
 
         By descending score; equal scores by ascending movie_id, also at the end of the list.
-        Excluded movies are left out within the search, so that limit movies remain.
+        Excluded movies are left out within the search, so that limit movies remain. Reads the
+        version that is being written, if any.
         """
 
     @abstractmethod

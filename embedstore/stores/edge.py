@@ -11,8 +11,9 @@ one, and replacing collection.json is the one step in which readers pass from on
 Shards have no WAL: with one, a shard has a single owner. So a building shard is not trusted after
 a kill, but compared point by point by sync, and sealing makes it durable.
 
-Edge rewrites edge_config.json whenever a shard is loaded, by readers too. The file is therefore not
-part of the seal, and a copy of it in collection.json mends it after a reader died within the write.
+Edge replaces edge_config.json whenever a shard is loaded and segment.json whenever one is closed, by
+readers too. So the first is not part of the seal (collection.json holds a copy, to mend it), and of
+the second the content counts, not the bytes.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ _RECORD = "collection.json"
 _OPENING = "opening"
 _EDGE_CONFIG = "edge_config.json"
 _SEGMENT = "segment.json"
+_EDGE_UNFINISHED = ".atomicwrite"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,250}")
 _PROMOTIONS_KEPT = 100
 _TIE_MARGIN = 8
@@ -365,7 +367,7 @@ class EdgeStore(Store):
         filters: Filters = NO_FILTERS,
         excludes: Sequence[Sequence[MovieId]] | None = None,
     ) -> list[list[Hit]]:
-        shard = self._reader(name)
+        shard = self._any_shard(name)
         metadata = self._record(name).metadata
         queries = _checked_queries(vectors, metadata.dim)
         if limit < 1:
@@ -720,14 +722,16 @@ def _expected_bytes(count: int, spec: CollectionSpec) -> int:
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
     """Return the sealed files of a shard by their path within it, in ascending order."""
-    found = []
-    for base, _, names in os.walk(folder):
-        for name in names:
-            path = Path(base, name)
-            key = path.relative_to(folder).as_posix()
-            if key != _EDGE_CONFIG:
-                found.append((key, path))
-    return sorted(found)
+    paths = [Path(base, name) for base, names in _walk(folder) for name in names]
+    keyed = [(path.relative_to(folder).as_posix(), path) for path in paths]
+    return sorted(pair for pair in keyed if pair[0] != _EDGE_CONFIG)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield every folder of a shard and its files, but for those of a write that Edge has not finished."""
+    for base, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(_EDGE_UNFINISHED)]
+        yield base, names
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -754,7 +758,7 @@ def _allocated(folder: Path) -> int:
 
 def _copy_tree(source: Path, target: Path) -> None:
     """Copy a shard, leaving the holes of its sparse files holes."""
-    for base, _, names in os.walk(source):
+    for base, names in _walk(source):
         folder = target / Path(base).relative_to(source)
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
@@ -768,7 +772,7 @@ def _copy_tree(source: Path, target: Path) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
-    for base, _, names in os.walk(folder):
+    for base, names in _walk(folder):
         for name in names:
             descriptor = os.open(Path(base, name), os.O_RDONLY)
             try:

@@ -1,0 +1,274 @@
+"""plan, sync, status, verify, promote, rollback: from a run to the live collection."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedstore.cli.output import Column, escape, print_json, print_table
+from embedstore.cli.settings import alias_option, runs_option, store_option
+from embedstore.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from embedstore.runs.run import Run
+    from embedstore.stores.base import Store
+    from embedstore.sync import Progress, Status
+
+__all__ = ["plan", "promote", "rollback", "status", "sync", "verify"]
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_no_promote_option = click.option(
+    "--no-promote", is_flag=True, help="Stop before the alias moves: readers keep what they have."
+)
+
+
+@click.command()
+@click.argument("run", default="latest")
+@_no_promote_option
+@_json_option
+@runs_option
+@store_option
+@alias_option
+def plan(
+    run: str, runs_dir: Path, store_location: str, alias: str, *, no_promote: bool, as_json: bool
+) -> None:
+    """Show what `sync` would create, write, delete and flip for RUN (default: latest); write nothing."""
+    from embedstore.sync import plan as plan_sync
+
+    with _store_if_there(store_location) as store:
+        found = _find(runs_dir, run, store)
+        made = plan_sync(found, store, alias=alias, promote=not no_promote)
+    if as_json:
+        print_json(asdict(made))
+        return
+    at_most = " at most" if made.state == "resume" else ""
+    deleted = f", delete {made.delete:,}" if made.delete else ""
+    click.echo(f"collection {made.collection}: {made.state}")
+    click.echo(f"points: {made.count:,} in all, write {made.write:,}{at_most}{deleted}")
+    if made.flip:
+        click.echo(f"alias {made.alias}: {made.flip_from or 'new'} -> {made.collection}")
+    else:
+        click.echo(f"alias {made.alias}: stays on {made.flip_from or 'nothing'}")
+    _print_changes(made.changes)
+
+
+@click.command()
+@click.argument("run", default="latest")
+@_no_promote_option
+@_json_option
+@runs_option
+@store_option
+@alias_option
+def sync(
+    run: str, runs_dir: Path, store_location: str, alias: str, *, no_promote: bool, as_json: bool
+) -> None:
+    """Put the movie vectors of RUN (default: latest) into the store and point the alias at them.
+
+    The collection ALIAS__RUN is created, filled, read back and sealed; the alias moves last, in one
+    step. What is there already is compared, not written again: after an interruption, the same
+    command carries on; after damage, it repairs point by point.
+    """
+    from embedstore.runs.registry import find_run
+    from embedstore.stores.base import open_store
+    from embedstore.sync import sync as sync_run
+
+    started = time.perf_counter()
+    # The run first: a mistyped run must not leave an empty store behind.
+    found = None if run.startswith("@") else find_run(runs_dir, run)
+    with open_store(store_location, create=found is not None) as store, _progress() as progress:
+        found = found or _find(runs_dir, run, store)
+        report = sync_run(found, store, alias=alias, promote=not no_promote, progress=progress)
+    seconds = time.perf_counter() - started
+    if as_json:
+        print_json({**asdict(report), "seconds": round(seconds, 3)})
+        return
+    what = f"{report.written:,} written" + (f", {report.deleted:,} deleted" if report.deleted else "")
+    if report.state == "unchanged":
+        what = "nothing to write"
+    click.echo(
+        f"{report.collection}: {report.state}, {report.count:,} points, {what}, verified in {seconds:.1f} s"
+        if report.state != "unchanged"
+        else f"{report.collection}: unchanged, {report.count:,} points, {what}"
+    )
+    if report.promoted:
+        before = f" (before: {report.previous})" if report.previous else ""
+        click.echo(f"alias {report.alias} -> {report.collection}{before}")
+    elif no_promote:
+        click.echo(f"alias {report.alias} stays on {report.previous or 'nothing'}")
+    else:
+        click.echo(f"alias {report.alias} -> {report.collection}, as before")
+    _print_changes(report.changes)
+
+
+@click.command()
+@_json_option
+@store_option
+def status(store_location: str, *, as_json: bool) -> None:
+    """Show every collection: its alias, run, state, number of points and age."""
+    from embedstore.stores.base import open_store
+    from embedstore.sync import status as status_of
+
+    with open_store(store_location) as store:
+        found = status_of(store)
+    if as_json:
+        print_json([asdict(line) for line in found])
+        return
+    if not found:
+        click.echo(f"no collection in {escape(store_location)}; make one with `embedstore sync`", err=True)
+        return
+    print_table(
+        [
+            Column("alias"),
+            Column("collection"),
+            Column("state"),
+            Column("points", right=True),
+            Column("dim", right=True),
+            Column("tower"),
+            Column("age", right=True),
+        ],
+        (_status_row(line) for line in found),
+    )
+    for line in found:
+        if line.problem:
+            click.echo(f"{escape(line.collection)}: {escape(line.problem)}", err=True)
+
+
+@click.command()
+@click.argument("run", default="")
+@_json_option
+@runs_option
+@store_option
+@alias_option
+def verify(run: str, runs_dir: Path, store_location: str, alias: str, *, as_json: bool) -> None:
+    """Read a collection back and compare every point with RUN (default: what the alias serves).
+
+    Exits with 4 at the first difference and names the point.
+    """
+    from embedstore.stores.base import open_store
+    from embedstore.stores.contract import collection_name
+    from embedstore.sync import verify as verify_collection
+
+    with open_store(store_location) as store, _progress() as progress:
+        if run:
+            found = _find(runs_dir, run, store)
+            name = collection_name(alias, found.run_id)
+        else:
+            name = store.live(alias).collection
+            found = _find(runs_dir, store.metadata(name).run_id, store)
+        report = verify_collection(store, name, found, progress=progress)
+    if as_json:
+        print_json(asdict(report))
+        return
+    click.echo(
+        f"{report.collection}: {report.count:,} points read back and equal; "
+        f"recall@{report.recall['k']} {report.recall['value']:.3f}"
+    )
+
+
+@click.command()
+@click.argument("run")
+@runs_option
+@store_option
+@alias_option
+def promote(run: str, runs_dir: Path, store_location: str, alias: str) -> None:
+    """Point the alias at the collection of RUN, which `sync --no-promote` has made."""
+    from embedstore.stores.base import open_store
+    from embedstore.sync import promote_run
+
+    with open_store(store_location) as store:
+        run_id = _find(runs_dir, run, store).run_id
+        moved = promote_run(store, run_id, alias=alias)
+        now = store.live(alias).collection
+    click.echo(f"alias {alias} -> {now}" + ("" if moved else ", as before"))
+
+
+@click.command()
+@store_option
+@alias_option
+def rollback(store_location: str, alias: str) -> None:
+    """Point the alias at the collection that it named before the present one."""
+    from embedstore.stores.base import open_store
+    from embedstore.sync import rollback as roll_back
+
+    with open_store(store_location) as store:
+        now = roll_back(store, alias=alias)
+    click.echo(f"alias {alias} -> {now.collection}")
+
+
+@contextmanager
+def _store_if_there(location: str) -> Iterator[Store | None]:
+    from embedstore.stores.base import open_store
+
+    try:
+        store = open_store(location)
+    except NotFoundError:
+        yield None
+        return
+    with store:
+        yield store
+
+
+def _find(runs_dir: Path, reference: str, store: Store | None) -> Run:
+    from embedstore.runs.registry import find_run
+
+    def live(alias: str, back: int) -> str:
+        if store is None:
+            raise NotFoundError(f"@{alias} asks the store, and there is none yet; give a run id")
+        return store.live(alias, back).run_id
+
+    return find_run(runs_dir, reference, live=live)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress | None]:
+    """Yield a callback that keeps one line on standard error, where that is a terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    last = [0.0, 0.0]  # when a line was shown, how long it was
+
+    def show(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - last[0] < 0.1 and done < total:
+            return
+        text = f"{what} {done:,} of {total:,} points"
+        click.echo("\r" + text.ljust(int(last[1])), nl=False, err=True)
+        last[:] = [now, len(text)]
+
+    try:
+        yield show
+    finally:
+        if last[1]:
+            click.echo("\r" + " " * int(last[1]) + "\r", nl=False, err=True)
+
+
+def _print_changes(changes: Any) -> None:
+    for change in changes:
+        click.echo(f"  {escape(change)}")
+
+
+def _status_row(line: Status) -> list[object]:
+    points = line.points if line.points is not None else line.count
+    return [
+        ", ".join(line.aliases),
+        line.collection,
+        line.state or "damaged",
+        None if points is None else f"{points:,}",
+        line.dim,
+        line.tower,
+        None if line.age_seconds is None else _age(line.age_seconds),
+    ]
+
+
+def _age(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

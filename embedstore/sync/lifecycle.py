@@ -1,0 +1,108 @@
+"""After sync: what is live, and moving the alias to another sealed run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from embedstore.errors import EmbedstoreError, NotFoundError
+from embedstore.stores.base import Promotion, Store
+from embedstore.stores.contract import collection_name
+
+__all__ = ["Status", "promote_run", "rollback", "status"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """One collection, and the aliases that name it. Ages are in seconds; problem is None where all is well.
+
+    count: the points that it should have; points: those that it has, None where it cannot be read.
+    """
+
+    collection: str
+    aliases: tuple[str, ...]
+    run_id: str | None
+    state: str | None
+    count: int | None
+    points: int | None
+    dim: int | None
+    tower: str | None
+    created_at: str | None
+    age_seconds: float | None
+    promoted_at: str | None
+    problem: str | None = None
+
+
+def status(store: Store, *, now: datetime | None = None) -> list[Status]:
+    """Return every collection, those that an alias names first; an alias may name one that is gone."""
+    aliases = store.aliases()
+    named = list(dict.fromkeys(aliases.values()))
+    names = named + [name for name in store.collections() if name not in named]
+    moment = now or datetime.now(UTC)
+    return [
+        _status_of(store, name, tuple(a for a, n in aliases.items() if n == name), moment) for name in names
+    ]
+
+
+def promote_run(store: Store, run_id: str, *, alias: str = "movies") -> bool:
+    """Point alias at the collection of a run; False where it did already.
+
+    Raises NotFoundError where the run was never synced, StoreError where its collection is not finished.
+    """
+    return store.promote(alias, collection_name(alias, run_id))
+
+
+def rollback(store: Store, *, alias: str = "movies") -> Promotion:
+    """Point alias at the collection before the present one, and return what it names now.
+
+    It is a promotion like any other, so a second rollback returns to where the first began.
+    Raises NotFoundError where there is no earlier one, or its collection is gone.
+    """
+    with store.writer():
+        now = store.live(alias)
+        earlier = [flip for flip in store.promotions(alias) if flip.collection != now.collection]
+        if not earlier:
+            raise NotFoundError(f"alias {alias!r} has named no other collection than {now.collection!r}")
+        store.promote(alias, earlier[-1].collection)
+        return store.live(alias)
+
+
+def _status_of(store: Store, name: str, aliases: tuple[str, ...], now: datetime) -> Status:
+    promoted_at = store.live(aliases[0]).at if aliases and store.promotions(aliases[0]) else None
+    try:
+        metadata = store.metadata(name)
+    except EmbedstoreError as error:
+        return Status(
+            name, aliases, None, None, None, None, None, None, None, None, promoted_at, problem=str(error)
+        )
+    points, problem = None, None
+    if metadata.state != "sealed":
+        problem = "not finished; run `embedstore sync` to finish it"
+    else:
+        try:
+            points = store.count(name)
+        except EmbedstoreError as error:
+            problem = str(error)
+        if points is not None and points != metadata.count:
+            problem = f"has {points} points, expected {metadata.count}; repair it with `embedstore sync`"
+    return Status(
+        collection=name,
+        aliases=aliases,
+        run_id=metadata.run_id,
+        state=metadata.state,
+        count=metadata.count,
+        points=points,
+        dim=metadata.dim,
+        tower=metadata.tower,
+        created_at=metadata.created_at,
+        age_seconds=_age(metadata.created_at, now),
+        promoted_at=promoted_at,
+        problem=problem,
+    )
+
+
+def _age(moment: str, now: datetime) -> float | None:
+    try:
+        return (now - datetime.fromisoformat(moment)).total_seconds()
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,71 @@
+"""plan: what sync would do, without doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from embedstore.errors import StoreError
+from embedstore.runs.run import Run
+from embedstore.stores.base import Store
+from embedstore.stores.contract import collection_name, valid_alias
+from embedstore.sync.compare import Progress, compare
+from embedstore.sync.upsert import existing, refuse_clash, validate_run
+
+__all__ = ["Plan", "plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What sync would do. state: create, resume, repair, rebuild or unchanged.
+
+    write and delete count points; where state is resume, write is the most it can be, since an
+    unfinished collection is read by its writer alone. flip_from is None where alias is new.
+    """
+
+    collection: str
+    run_id: str
+    alias: str
+    state: str
+    count: int
+    write: int
+    delete: int
+    flip: bool
+    flip_from: str | None
+    changes: Sequence[str] = field(default_factory=tuple)
+
+
+def plan(
+    run: Run,
+    store: Store | None,
+    *,
+    alias: str = "movies",
+    promote: bool = True,
+    progress: Progress | None = None,
+) -> Plan:
+    """Return what sync would do with the same arguments; writes nothing. store: None where there is none yet.
+
+    Raises what sync would raise before its first write, but for StoreLockedError.
+    """
+    name = collection_name(valid_alias(alias), run.run_id)
+    validate_run(run)
+    n = len(run.movies)
+    state, write, delete = "create", n, 0
+    live: str | None = None
+    changes: Sequence[str] = ()
+    if store is not None:
+        refuse_clash(store, alias, name)
+        live = store.aliases().get(alias)
+        metadata = existing(run, store, name)
+        if metadata is not None and metadata.state != "sealed":
+            state = "resume"
+        elif metadata is not None and store.intact(name):
+            state, write = "unchanged", 0
+        elif metadata is not None:
+            try:
+                difference = compare(run, store, name, progress=progress)
+                state, write, delete = "repair", int(difference.rows.size), len(difference.extra)
+                changes = tuple(difference.reasons)
+            except StoreError as error:
+                state, changes = "rebuild", (str(error),)
+    return Plan(name, run.run_id, alias, state, n, write, delete, promote and live != name, live, changes)

@@ -1,0 +1,203 @@
+"""sync: from a run to a sealed, verified collection, and the alias last."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from embedstore.errors import NotFoundError, RunError, StoreError, VerificationError
+from embedstore.runs.run import Run
+from embedstore.stores.base import Store
+from embedstore.stores.contract import Metadata, collection_name, points_at, valid_alias
+from embedstore.sync.compare import Difference, Progress, compare, everything
+from embedstore.sync.verify import check
+
+__all__ = ["Progress", "SyncReport", "existing", "refuse_clash", "sync", "validate_run"]
+
+_BATCH = 1000
+_HEARTBEAT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What a sync did. written and deleted count points; changes tells of the first, one sentence each.
+
+    state: created, resumed, repaired, rebuilt or unchanged.
+    """
+
+    collection: str
+    run_id: str
+    alias: str
+    state: str
+    count: int
+    written: int
+    deleted: int
+    promoted: bool
+    previous: str | None  # the collection that alias named before
+    recall: dict[str, Any] | None
+    changes: Sequence[str] = field(default_factory=tuple)
+
+
+def sync(
+    run: Run,
+    store: Store,
+    *,
+    alias: str = "movies",
+    promote: bool = True,
+    progress: Progress | None = None,
+) -> SyncReport:
+    """Upsert the movie vectors of run, verify them, and point alias at them.
+
+    Only points that are missing or different are written, so a second sync writes nothing and
+    an interrupted one carries on where it stopped. The alias moves last and in one step:
+    readers see the old run or the new run, never a mixture. Does not delete older collections.
+
+    Raises RunError where the run is damaged, StoreError where a collection of this name was made
+    from other content or the disk lacks the room, StoreLockedError where another process writes,
+    VerificationError where what was read back is not what was written.
+    """
+    name = collection_name(valid_alias(alias), run.run_id)
+    validate_run(run)
+    with store.writer():
+        refuse_clash(store, alias, name)
+        before = existing(run, store, name)
+        if before is not None and before.state == "sealed" and store.intact(name):
+            state, difference, recall = "unchanged", None, before.recall
+        else:
+            state, difference, recall = _build(run, store, name, before, progress)
+        previous = store.aliases().get(alias)
+        promoted = promote and store.promote(alias, name)
+    return SyncReport(
+        collection=name,
+        run_id=run.run_id,
+        alias=alias,
+        state=state,
+        count=len(run.movies),
+        written=0 if difference is None else int(difference.rows.size),
+        deleted=0 if difference is None else len(difference.extra),
+        promoted=promoted,
+        previous=previous,
+        recall=None if recall is None else dict(recall),
+        changes=() if difference is None else tuple(difference.reasons),
+    )
+
+
+def validate_run(run: Run) -> None:
+    """Raise RunError where a vector of run is not finite or there is no movie."""
+    if not len(run.movies):
+        raise RunError(f"run {run.run_id} has no movie; train again")
+    for what, vectors in (("movie", run.movie_vectors), ("history", run.history_vectors)):
+        if vectors is None:
+            continue
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            movie_id = run.movies.ids(np.flatnonzero(~finite)[:1])[0]
+            raise RunError(
+                f"the {what} vector of movie {movie_id} in run {run.run_id} holds NaN or infinity; "
+                "train again"
+            )
+
+
+def refuse_clash(store: Store, alias: str, name: str) -> None:
+    """Raise StoreError where alias is the name of a collection, or name that of an alias."""
+    if alias in store.collections():
+        raise StoreError(f"alias {alias!r} is the name of a collection; choose another --alias")
+    if name in store.aliases():
+        raise StoreError(f"collection {name!r} would have the name of an alias; choose another --alias")
+
+
+def existing(run: Run, store: Store, name: str) -> Metadata | None:
+    """Return the metadata of the collection of run, None where there is none.
+
+    Raises StoreError where it was made from other content.
+    """
+    try:
+        found = store.metadata(name)
+    except NotFoundError:
+        return None
+    if found.fingerprint != run.fingerprint:
+        raise StoreError(
+            f"collection {name!r} was made from other content (fingerprint {found.fingerprint[:12]}, run "
+            f"{run.run_id} has {run.fingerprint[:12]}); choose another --alias or delete the collection"
+        )
+    return found
+
+
+def _build(
+    run: Run, store: Store, name: str, before: Metadata | None, progress: Progress | None
+) -> tuple[str, Difference, dict[str, Any]]:
+    """Bring the collection into the state of run and seal it; return what was done."""
+    metadata = _metadata(run) if before is None else before
+    difference = everything(run)
+    if before is None:
+        state = "created"
+        store.create(name, metadata.spec, metadata)
+    else:
+        state = "resumed" if before.state == "building" else "repaired"
+        try:
+            store.revise(name)
+            difference = compare(run, store, name, progress=progress)
+        except StoreError:  # it cannot be opened or read
+            state = "rebuilt"
+            store.revise(name, empty=True)
+    _apply(run, store, name, metadata, difference, progress)
+    try:
+        recall = check(run, store, name, progress=progress)
+    except (StoreError, VerificationError):
+        if state in ("created", "rebuilt"):
+            raise
+        # Mending did not help, so the shard itself is damaged.
+        state, difference = "rebuilt", replace(everything(run), reasons=difference.reasons)
+        store.revise(name, empty=True)
+        _apply(run, store, name, metadata, difference, progress)
+        recall = check(run, store, name, progress=progress)
+    store.seal(name, replace(metadata, heartbeat=_now(), recall=recall, count=len(run.movies)))
+    return state, difference, recall
+
+
+def _apply(
+    run: Run,
+    store: Store,
+    name: str,
+    metadata: Metadata,
+    difference: Difference,
+    progress: Progress | None,
+) -> None:
+    """Write what is missing or different, delete what is extra, and flush."""
+    rows = difference.rows
+    beaten = time.monotonic()
+    for start in range(0, len(difference.extra), _BATCH):
+        store.delete(name, difference.extra[start : start + _BATCH])
+    for start in range(0, rows.size, _BATCH):
+        store.upsert(name, points_at(run, rows[start : start + _BATCH]))
+        if progress is not None:
+            progress("writing", min(start + _BATCH, rows.size), int(rows.size))
+        if metadata.state == "building" and time.monotonic() - beaten > _HEARTBEAT_SECONDS:
+            store.set_metadata(name, replace(metadata, heartbeat=_now()))
+            beaten = time.monotonic()
+    store.flush(name)
+
+
+def _metadata(run: Run) -> Metadata:
+    from embedstore import __version__
+
+    return Metadata(
+        state="building",
+        run_id=run.run_id,
+        dim=run.embedding_dim,
+        count=len(run.movies),
+        tower=run.manifest.tower,
+        fingerprint=run.fingerprint,
+        created_at=_now(),
+        heartbeat=_now(),
+        tool_version=__version__,
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,135 @@
+"""Verify: read a collection back and compare it with its run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedstore.errors import StoreError, VerificationError
+from embedstore.runs.run import Run
+from embedstore.stores.base import Filters, Store
+from embedstore.sync.compare import Progress, compare
+
+__all__ = ["VerifyReport", "check", "verify"]
+
+_USERS = 16
+_K = 100
+_LEAST_RECALL = 0.99
+_COUNTED_VALUES = 64
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was read back and found equal. recall: {"k", "value"} of the collection's own search."""
+
+    collection: str
+    run_id: str
+    count: int
+    recall: Mapping[str, Any]
+
+
+def verify(
+    store: Store, alias_or_collection: str, run: Run, *, progress: Progress | None = None
+) -> VerifyReport:
+    """Compare every point of a collection with run, count through its indexes, and measure its recall.
+
+    Raises VerificationError that names the first point that differs, NotFoundError where there is
+    neither such an alias nor such a collection, StoreError where the collection is not finished.
+    """
+    name = store.aliases().get(alias_or_collection, alias_or_collection)
+    metadata = store.metadata(name)
+    if metadata.run_id != run.run_id:
+        raise VerificationError(
+            f"collection {name!r} holds run {metadata.run_id}, expected {run.run_id}; "
+            "verify it with its own run"
+        )
+    if metadata.state != "sealed":
+        raise StoreError(f"collection {name!r} is not finished; run `embedstore sync` to finish it")
+    if metadata.fingerprint != run.fingerprint:
+        raise VerificationError(
+            f"collection {name!r} was made from other files of run {run.run_id} (fingerprint "
+            f"{metadata.fingerprint[:12]}, expected {run.fingerprint[:12]}); restore the run or "
+            "delete the collection"
+        )
+    try:
+        recall = check(run, store, name, progress=progress)
+    except StoreError as error:  # what cannot be read back is not what was written
+        raise VerificationError(str(error)) from error
+    return VerifyReport(name, run.run_id, len(run.movies), recall)
+
+
+def check(run: Run, store: Store, name: str, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Return the recall {"k", "value"} of a collection that equals run. Raises VerificationError else."""
+    count = store.count(name)
+    difference = compare(run, store, name, progress=progress)
+    if difference:
+        total = difference.missing.size + difference.different.size + len(difference.extra)
+        more = f" ({total} points differ)" if total > 1 else ""
+        raise VerificationError(
+            f"collection {name!r} is not run {run.run_id}: {difference.reasons[0]}{more}; "
+            "repair it with `embedstore sync`"
+        )
+    if count != len(run.movies):
+        raise VerificationError(
+            f"collection {name!r} counts {count} points, expected {len(run.movies)}; "
+            "repair it with `embedstore sync`"
+        )
+    _check_indexes(run, store, name)
+    recall = _recall(run, store, name)
+    if recall["value"] < _LEAST_RECALL:
+        raise VerificationError(
+            f"collection {name!r} finds {recall['value']:.3f} of the true top {recall['k']}, expected "
+            f"at least {_LEAST_RECALL}; rebuild it: delete the collection and run `embedstore sync`"
+        )
+    return recall
+
+
+def _check_indexes(run: Run, store: Store, name: str) -> None:
+    """Count through the payload indexes, the commonest values of each, against the catalog."""
+    genres = Counter(genre for movie in run.catalog for genre in set(movie.genres))
+    years = Counter(movie.year for movie in run.catalog if movie.year is not None)
+    expected = [
+        (f"genre {genre!r}", Filters(genres=(genre,)), n) for genre, n in genres.most_common(_COUNTED_VALUES)
+    ]
+    expected += [
+        (f"year {year}", Filters(years=(("=", year),)), n) for year, n in years.most_common(_COUNTED_VALUES)
+    ]
+    for what, filters, wanted in expected:
+        found = store.count(name, filters=filters)
+        if found != wanted:
+            raise VerificationError(
+                f"collection {name!r} finds {found} points of {what} through its index, expected {wanted}; "
+                "repair it with `embedstore sync`"
+            )
+
+
+def _recall(run: Run, store: Store, name: str) -> dict[str, Any]:
+    """Measure the default search on user vectors of the run against exact search."""
+    queries = _user_vectors(run)
+    k = min(_K, len(run.movies))
+    hits = store.search_batch(name, queries, limit=k)
+    scores = queries @ run.movie_vectors.T  # (n_users, n_movies)
+    right = 0
+    for row, found in zip(scores, hits, strict=True):
+        bound = np.partition(row, -k)[-k]
+        slack = 1e-5 * max(1.0, float(np.abs(row).max()))  # near ties may swap in float32
+        rows = run.movies.rows([hit.movie_id for hit in found])
+        right += int((row[rows] >= bound - slack).sum())
+    return {"k": k, "value": right / (k * len(queries))}
+
+
+def _user_vectors(run: Run) -> npt.NDArray[np.float32]:
+    """Return psi of a few users spread over the run; movie vectors where the run has no tower or history."""
+    if run.manifest.tower != "none":
+        users = run.users.values[np.linspace(0, len(run.users) - 1, min(_USERS, len(run.users))).astype(int)]
+        histories = [run.history(user_id) for user_id in users.tolist()]
+        vectors = [run.tower(history) for history in histories if history.size]
+        if vectors:
+            return np.stack(vectors)
+    picked = np.linspace(0, len(run.movies) - 1, min(_USERS, len(run.movies))).astype(int)
+    return np.asarray(run.movie_vectors[picked])

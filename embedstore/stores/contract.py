@@ -23,6 +23,7 @@ from embedstore.data.features import MovieId, Rows
 from embedstore.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
+    from embedstore.data.dataset import Movie
     from embedstore.runs.run import Run
 
 __all__ = [
@@ -148,21 +149,13 @@ def point_id(movie_id: MovieId) -> PointId:
     return str(uuid.uuid5(NAMESPACE, str(movie_id)))
 
 
-def payload(
-    movie_id: MovieId,
-    *,
-    title: str | None,
-    year: int | None,
-    genres: Sequence[str],
-    popularity: int,
-    run_id: str,
-) -> dict[str, Any]:
+def payload(movie: Movie, *, movie_id: MovieId, popularity: int, run_id: str) -> dict[str, Any]:
     """Return the payload of a movie's point."""
     return {
         "movie_id": movie_id,
-        "title": title,
-        "year": year,
-        "genres": list(genres),
+        "title": movie.title,
+        "year": movie.year,
+        "genres": list(movie.genres),
         "popularity": popularity,
         "run_id": run_id,
     }
@@ -173,19 +166,10 @@ def points_at(run: Run, rows: Rows) -> PointBatch:
     picked = rows.tolist()
     movie_ids = run.movies.ids(rows)
     catalog, popularity, run_id = run.catalog, run.popularity, run.run_id
-    payloads = []
-    for row, movie_id in zip(picked, movie_ids, strict=True):
-        movie = catalog[row]
-        payloads.append(
-            payload(
-                movie_id,
-                title=movie.title,
-                year=movie.year,
-                genres=movie.genres,
-                popularity=int(popularity[row]),
-                run_id=run_id,
-            )
-        )
+    payloads = [
+        payload(catalog[row], movie_id=movie_id, popularity=rated, run_id=run_id)
+        for row, movie_id, rated in zip(picked, movie_ids, popularity[rows].tolist(), strict=True)
+    ]
     history = run.history_vectors
     return PointBatch(
         ids=[point_id(movie_id) for movie_id in movie_ids],

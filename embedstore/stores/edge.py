@@ -200,14 +200,15 @@ class EdgeStore(Store):
     def upsert(self, name: str, batch: PointBatch) -> None:
         record = self._record(name)
         vectors, history = _checked(name, batch, record.metadata.spec)
+        rows = vectors.tolist()  # Edge takes lists faster than arrays
         if history is None:
             made = [
-                edge.Point(i, v, dict(p)) for i, v, p in zip(batch.ids, vectors, batch.payloads, strict=True)
+                edge.Point(i, v, _as_dict(p)) for i, v, p in zip(batch.ids, rows, batch.payloads, strict=True)
             ]
         else:
             made = [
-                edge.Point(i, {"": v, HISTORY_VECTOR: h}, dict(p))
-                for i, v, h, p in zip(batch.ids, vectors, history, batch.payloads, strict=True)
+                edge.Point(i, {"": v, HISTORY_VECTOR: h}, _as_dict(p))
+                for i, v, h, p in zip(batch.ids, rows, history.tolist(), batch.payloads, strict=True)
             ]
         self._update(name, edge.UpdateOperation.upsert_points(made))
 
@@ -823,6 +824,10 @@ def _checked_queries(vectors: npt.NDArray[np.float32], dim: int) -> npt.NDArray[
     return queries
 
 
+def _as_dict(payload: Mapping[str, Any]) -> dict[str, Any]:
+    return payload if isinstance(payload, dict) else dict(payload)
+
+
 def _filter_of(filters: Filters, exclude: Sequence[MovieId]) -> edge.Filter | None:
     must: list[Any] = [
         edge.FieldCondition("genres", match=edge.MatchValue(genre)) for genre in filters.genres
@@ -865,6 +870,8 @@ def _batch_of(records: Sequence[Any], spec: CollectionSpec, *, vectors: bool) ->
         none = np.zeros((len(ids), 0), np.float32)
         return PointBatch(ids, none, none if spec.additive else None, payloads)
     found = [record.vector for record in records]  # converted on every access
+    if not spec.additive and not any(isinstance(value, dict) for value in found):
+        return PointBatch(ids, _rows_of(found, spec.dim), None, payloads)
     named = [value if isinstance(value, dict) else {"": value} for value in found]
     return PointBatch(
         ids,
@@ -876,5 +883,6 @@ def _batch_of(records: Sequence[Any], spec: CollectionSpec, *, vectors: bool) ->
 
 def _rows_of(values: Sequence[Sequence[float] | None], dim: int) -> npt.NDArray[np.float32]:
     """Return vectors as rows; a missing one, written by foreign hands, is a row of NaN."""
-    absent = [np.nan] * dim
-    return np.array([absent if value is None else value for value in values], dtype=np.float32)
+    if None in values:
+        values = [[np.nan] * dim if value is None else value for value in values]
+    return np.array(values, dtype=np.float32)

@@ -20,6 +20,7 @@ Progress = Callable[[str, int, int], None]  # (what is being done, points done, 
 
 INDEXES = {"genres": "keyword", "year": "integer"}
 _REASONS_KEPT = 20
+_NUMBERS = ("movie_id", "year", "popularity")
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _unequal(batch: PointBatch, known: npt.NDArray[np.int64], expected: PointBat
 
 def _same(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     # 1990.0 == 1990 in Python, but the index of year finds only the integer.
-    return stored == wanted and all(type(stored[key]) is type(value) for key, value in wanted.items())
+    return stored == wanted and all(type(stored[key]) is type(wanted[key]) for key in _NUMBERS)
 
 
 def _describe(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from embedstore.query.similar import similar
     from embedstore.runs.run import Run
     from embedstore.stores.base import open_store
-    from embedstore.sync import sync, verify
+    from embedstore.sync import sync
+    from embedstore.sync.verify import verify
     from embedstore.training import train
     from embedstore.training.config import TrainConfig
 

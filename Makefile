@@ -14,7 +14,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '1,3s/^# //p' Makefile
 	@echo "also: venv, check (no tests), unit (only tests), slow, bench, docs, dist, clean"
 
 venv: $(STAMP)
@@ -26,9 +26,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# A second call trains only where there is no finished run.
 demo: $(STAMP)
 	cd $(DEMO) && $(BIN)/embedstore data fetch ml-100k
-	cd $(DEMO) && $(BIN)/embedstore train --data ml-100k
+	@cd $(DEMO) && $(BIN)/embedstore runs show latest >/dev/null 2>&1 || { \
+		echo '$$ embedstore train --data ml-100k' && $(BIN)/embedstore train --data ml-100k; }
 	cd $(DEMO) && $(BIN)/embedstore sync
 	cd $(DEMO) && $(BIN)/embedstore query --user 196
 

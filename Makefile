@@ -48,7 +48,7 @@ slow: $(STAMP)
 	$(BIN)/pytest -q -m 'slow and not server'
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --output docs/benchmarks.md
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py

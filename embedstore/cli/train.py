@@ -1,0 +1,202 @@
+"""The `train` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedstore.cli.output import Column, print_json, print_table
+from embedstore.cli.settings import data_option, runs_option, setting
+from embedstore.errors import NotFoundError, UsageError
+from embedstore.training.config import PRESETS, TrainConfig, field_infos
+
+if TYPE_CHECKING:
+    from embedstore.data.dataset import Dataset
+    from embedstore.training.prepared import TrainProgress
+
+__all__ = ["train"]
+
+
+class _TrainCommand(click.Command):
+    """A command whose help ends with the settings of TrainConfig."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = []
+        for info in field_infos():
+            if info.name == "preset":
+                continue
+            only = "" if len(info.presets) == len(PRESETS) else f" Only {', '.join(info.presets)}."
+            text = f"{info.text}{only} {info.expected.capitalize()}.  [default: {info.shown_default}]"
+            rows.append((info.name, text))
+        with formatter.section("Settings, each as -P KEY=VALUE"):
+            formatter.write_dl(rows)
+
+
+@click.command(cls=_TrainCommand)
+@data_option
+@runs_option
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="softmax",
+    show_default=True,
+    help="softmax: the softmax DNN trained well; colab: the course's model, kept faithful.",
+)
+@click.option("-P", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a setting; repeatable.")
+@click.option("--seed", type=int, default=None, help="The same as -P seed=N.")
+@click.option("--columns", default=None, metavar="MAPPING", help="Columns of a CSV: user=uid,movie=iid,...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def train(
+    data_dir: Path,
+    runs_dir: Path,
+    preset: str,
+    assignments: tuple[str, ...],
+    seed: int | None,
+    columns: str | None,
+    as_json: bool,
+) -> None:
+    """Train a model on a data set and write a sealed run.
+
+    --data is the name of a data set (`ml-100k`, as fetched), or the path of its folder or file;
+    without it, the only data set in the folder of the data sets is taken. Prints the run id, where it was written, and NDCG@100 and Recall@20 of held-out users
+    beside popularity and EASE.
+    """
+    settings = list(assignments) + ([] if seed is None else [f"seed={seed}"])
+    config = TrainConfig.parse(preset, settings)
+    dataset = _load(data_dir, columns)
+    with _quiet_import():
+        import tensorflow as tf
+
+        tf.constant(0)  # the first operation has log lines of its own
+    from embedstore.training import train as train_run
+
+    with _progress_bar() as progress:
+        path = train_run(dataset, config, runs_dir=runs_dir, progress=progress)
+    _print_result(path, as_json)
+
+
+def _load(data: Path, columns: str | None) -> Dataset:
+    from embedstore.loaders import load, resolve
+
+    home = Path(setting("data"))
+    if data != home:
+        return load(resolve(str(data), home), columns=columns)
+    if not home.exists():
+        raise NotFoundError(
+            f"there is no {home}; run `embedstore data fetch ml-100k`, or name a data set with --data"
+        )
+    if home.is_dir():
+        entries = sorted(entry for entry in home.iterdir() if not entry.name.startswith("."))
+        if len(entries) > 1 and all(entry.is_dir() for entry in entries):
+            names = ", ".join(entry.name for entry in entries)
+            raise UsageError(f"{home} holds {names}; choose one with --data {entries[0].name}")
+    return load(home, columns=columns)
+
+
+def _print_result(path: Path, as_json: bool) -> None:
+    from embedstore.runs.manifest import read_manifest
+
+    manifest = read_manifest(path)
+    metrics = manifest.metrics
+    if as_json:
+        print_json(
+            {
+                "run_id": manifest.run_id,
+                "path": str(path),
+                "tower": manifest.tower,
+                "embedding_dim": manifest.embedding_dim,
+                "dataset": dict(manifest.dataset),
+                "config": dict(manifest.config),
+                "metrics": dict(metrics),
+            }
+        )
+        return
+    users, best = metrics["users"], metrics["best"]
+    click.echo(f"run {manifest.run_id} written to {path}")
+    click.echo(
+        f"preset {manifest.config['preset']}, {manifest.tower} tower, "
+        f"embedding_dim {manifest.embedding_dim}, epoch {best['epoch']} of {best['epochs']} kept"
+    )
+    click.echo(f"liked: a rating of {metrics['target']:g} or more (target)")
+    if not users["scored"]:
+        click.echo(f"no metrics: {users['train']} users train and none of the others can be tested")
+        return
+    click.echo(
+        f"trained on {users['train']} users, stopped by {users['validation']}, tested on {users['scored']} "
+        f"of {users['test']} (with a liked movie among a hidden fifth of their ratings)\n"
+    )
+    names = [("this run", metrics), ("EASE", metrics["ease"]), ("popularity", metrics["popularity"])]
+    rows = [
+        [name, f"{values['ndcg@100']:.4f}", f"{values['recall@20']:.4f}"]
+        for name, values in names
+        if values is not None
+    ]
+    print_table([Column("model"), Column("NDCG@100", right=True), Column("Recall@20", right=True)], rows)
+
+
+@contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Keep TensorFlow's C++ start-up lines off standard error; show them where the import fails.
+
+    TF_CPP_MIN_LOG_LEVEL does not reach the lines that it writes before its logger is set up.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        real = os.dup(2)
+    except OSError:  # standard error is closed
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(real, held.read())
+            raise
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[TrainProgress], None] | None]:
+    """Show loss, validation NDCG and the time left on standard error, where it is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns: list[Any] = [
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(bar_width=20),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TextColumn("validation NDCG@100 {task.fields[ndcg]}"),
+        TextColumn("at most"),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("train", total=None, epoch=0, loss=0.0, ndcg="-")
+
+        def show(state: TrainProgress) -> None:
+            ndcg = "-" if state.ndcg is None else f"{state.ndcg:.4f} (best {state.best_ndcg:.4f})"
+            bar.update(
+                task,
+                total=state.n_steps,
+                completed=state.step,
+                epoch=state.epoch,
+                loss=state.loss,
+                ndcg=ndcg,
+            )
+
+        yield show

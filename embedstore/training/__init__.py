@@ -1,0 +1,129 @@
+"""From a data set and a configuration to a sealed run.
+
+TensorFlow is imported when a training starts, by softmax.py and colab.py alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedstore.data.dataset import Dataset
+from embedstore.data.features import Bags
+from embedstore.evaluation.baselines import ease, popularity
+from embedstore.evaluation.serving import evaluate, vector_scorer
+from embedstore.runs.writer import write_run
+from embedstore.training.config import TrainConfig
+from embedstore.training.prepared import Fitted, Prepared, Progress, TrainProgress, prepare
+
+__all__ = [
+    "Progress",
+    "TrainConfig",
+    "TrainProgress",
+    "Trained",
+    "keras_psi",
+    "train",
+    "train_model",
+]
+
+LARGEST_EASE = 10_000  # movies; above, its dense matrix and n^3 solve cost more than the training
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model before it is written: the data, the fitted model and the run's metrics."""
+
+    data: Prepared
+    fitted: Fitted
+    metrics: dict[str, Any]
+
+
+def train(
+    dataset: Dataset,
+    config: TrainConfig | None = None,
+    *,
+    runs_dir: Path,
+    progress: Progress | None = None,
+    run_id: str | None = None,
+) -> Path:
+    """Train a model on dataset, write it as a sealed run into runs_dir and return its folder.
+
+    Nothing is written before the training has ended; an interrupt leaves no run behind. Sets the
+    seeds of Keras, Python and NumPy and turns on TensorFlow's deterministic operations for the
+    process, so two trainings with one seed on one machine give vectors equal to 1e-5.
+
+    Raises DataError where the data are too few to learn from, RunError where a vector is not
+    finite or the run cannot be written.
+    """
+    config = config or TrainConfig()
+    trained = train_model(dataset, config, progress=progress)
+    return write_run(
+        Path(runs_dir),
+        dataset=dataset,
+        config=config.to_dict(),
+        movie_vectors=trained.fitted.movie_vectors,
+        tower=trained.fitted.tower,
+        metrics=trained.metrics,
+        log=trained.fitted.log,
+        run_id=run_id,
+    )
+
+
+def train_model(dataset: Dataset, config: TrainConfig, *, progress: Progress | None = None) -> Trained:
+    """Train and measure a model without writing it; see train."""
+    data = prepare(dataset, config)
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(config.seed)
+    tf.config.experimental.enable_op_determinism()
+    if config.preset == "colab":
+        from embedstore.training import colab
+
+        fitted = colab.fit(data, config, progress)
+    else:
+        from embedstore.training import softmax
+
+        fitted = softmax.fit(data, config, progress)
+    return Trained(data, fitted, _metrics(data, fitted))
+
+
+def keras_psi(model: Any, bags: Bags) -> npt.NDArray[np.float32]:
+    """Return what the Keras model says psi is, (n_users, embedding_dim): the reference of the tower."""
+    from embedstore.training.softmax import multi_hot
+
+    n_movies = int(model.movie_vectors().shape[0])
+    return np.asarray(model(multi_hot(bags, n_movies)), dtype=np.float32)
+
+
+def _metrics(data: Prepared, fitted: Fitted) -> dict[str, Any]:
+    """Return the run's metrics on the test users, beside those of popularity and EASE.
+
+    Both baselines learn from all users that are not tested, validation users too. EASE is left out
+    (None) above 10,000 movies. Without a test user there are counts only.
+    """
+    metrics: dict[str, Any] = {
+        "protocol": "serving",
+        "target": data.target,
+        "users": {
+            "train": int(data.split.train.size),
+            "validation": int(data.split.validation.size),
+            "test": int(data.split.test.size),
+            "scored": len(data.test),
+        },
+        "best": dict(fitted.best),
+    }
+    if not len(data.test):
+        return metrics
+    metrics.update(evaluate(vector_scorer(fitted.tower.batch, fitted.movie_vectors), data.test).means())
+    others = np.sort(np.concatenate([data.split.train, data.split.validation]))
+    liked = data.bags_of(others, liked_only=True)
+    metrics["popularity"] = evaluate(popularity(liked, data.n_movies), data.test).means()
+    metrics["ease"] = None
+    if data.n_movies <= LARGEST_EASE:
+        metrics["ease"] = evaluate(ease(liked, data.n_movies), data.test, liked_only=True).means()
+    return metrics

@@ -1,0 +1,265 @@
+"""What a training is told: one frozen record, every field with its type, range and meaning."""
+
+# ruff: noqa: RUF009 - _setting is dataclasses.field with our metadata
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal, cast
+
+from embedstore.errors import UsageError
+
+__all__ = ["PRESETS", "FieldInfo", "TrainConfig", "field_infos"]
+
+Preset = Literal["softmax", "colab"]
+
+# What a preset sets differently from the defaults of TrainConfig, which are those of softmax.
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "softmax": {},
+    "colab": {"embedding_dim": 35, "hidden_dims": (35,), "learning_rate": 8.0, "batch_size": 200},
+}
+
+BOTH = ("softmax", "colab")
+
+
+def _setting(
+    default: Any,
+    text: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    open_low: bool = False,
+    open_high: bool = False,
+    choices: Sequence[str] = (),
+    presets: Sequence[str] = BOTH,
+) -> Any:
+    metadata = {
+        "text": text,
+        "low": low,
+        "high": high,
+        "open_low": open_low,
+        "open_high": open_high,
+        "choices": tuple(choices),
+        "presets": tuple(presets),
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of one training. Raises UsageError where one has a wrong type or range."""
+
+    preset: Preset = _setting("softmax", "What is trained.", choices=BOTH)
+    embedding_dim: int = _setting(128, "Width of psi(X) and of V_j.", low=2, high=4096)
+    hidden_dims: tuple[int, ...] = _setting(
+        (), "Widths of the hidden layers (600,200); none makes an additive tower.", low=1, high=16384
+    )
+    pooling: str = _setting(
+        "mean",
+        "Pooling of the history: its mean, or the sum over its root length.",
+        choices=("mean", "l2"),
+        presets=("softmax",),
+    )
+    target: float | None = _setting(
+        None, "Smallest rating that counts as liked; auto is 0.8 x the largest rating, 4 of 5 stars."
+    )
+    watched_weight: float = _setting(
+        0.3, "Weight of a watched movie in the loss; a liked one has 1.", low=0, high=1, presets=("softmax",)
+    )
+    dropout: float = _setting(
+        0.3,
+        "Share of a history that is hidden and predicted in a step.",
+        low=0,
+        high=1,
+        open_low=True,
+        open_high=True,
+        presets=("softmax",),
+    )
+    learning_rate: float = _setting(
+        0.003, "Of Adam (softmax) or Adagrad (colab).", low=0, high=1000, open_low=True
+    )
+    l2: float = _setting(
+        5e-6, "Half this times the squared norm of V is added to the loss.", low=0, presets=("softmax",)
+    )
+    batch_size: int = _setting(100, "Users of one step.", low=1, high=100_000)
+    epochs: int = _setting(200, "Passes over the users at most.", low=1, high=100_000, presets=("softmax",))
+    patience: int = _setting(
+        10, "Epochs without a better validation NDCG before it stops.", low=1, presets=("softmax",)
+    )
+    steps: int = _setting(3000, "Steps of one batch.", low=1, high=10_000_000, presets=("colab",))
+    validation_share: float = _setting(
+        0.1, "Share of the users for early stopping.", low=0, high=0.4, presets=BOTH
+    )
+    test_share: float = _setting(0.15, "Share of the users for the metrics.", low=0, high=0.4)
+    split_seed: int = _setting(
+        0,
+        "Of who is held out: runs with one split_seed are measured on the same users.",
+        low=0,
+        high=2**31 - 1,
+    )
+    seed: int = _setting(0, "Of the initial weights, the order and the dropout.", low=0, high=2**31 - 1)
+
+    def __post_init__(self) -> None:
+        for info in field_infos():
+            info.check(getattr(self, info.name))
+        if self.preset == "colab" and (not self.hidden_dims or self.hidden_dims[-1] != self.embedding_dim):
+            raise UsageError(
+                f"the last of hidden_dims must be embedding_dim={self.embedding_dim} in preset colab, where "
+                f"V_j is the input table, found {_show(self.hidden_dims)}"
+            )
+
+    @classmethod
+    def of(cls, preset: str = "softmax", settings: Mapping[str, Any] | None = None) -> TrainConfig:
+        """Return the configuration of a preset with settings changed.
+
+        A value may be text, as after -P. Raises UsageError where preset or a key is unknown, a
+        key does not belong to the preset, or a value has a wrong type or range.
+        """
+        if preset not in PRESETS:
+            raise UsageError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
+        infos = {info.name: info for info in field_infos() if info.name != "preset"}
+        values: dict[str, Any] = {"preset": preset, **PRESETS[preset]}
+        for key, value in (settings or {}).items():
+            if key not in infos:
+                raise UsageError(f"unknown setting {key!r}; expected one of {', '.join(infos)}")
+            if preset not in infos[key].presets:
+                mine = ", ".join(name for name, info in infos.items() if preset in info.presets)
+                raise UsageError(
+                    f"setting {key!r} does not belong to preset {preset}; expected one of {mine}"
+                )
+            values[key] = infos[key].parse(value) if isinstance(value, str) else value
+        if (
+            preset == "colab"
+            and "embedding_dim" in (settings or {})
+            and "hidden_dims" not in (settings or {})
+        ):
+            values["hidden_dims"] = (values["embedding_dim"],)
+        return cls(**values)
+
+    @classmethod
+    def parse(cls, preset: str, assignments: Sequence[str]) -> TrainConfig:
+        """Return the configuration of texts of the form key=value; the last of a key counts."""
+        settings: dict[str, str] = {}
+        for assignment in assignments:
+            key, equals, value = assignment.partition("=")
+            if not equals:
+                raise UsageError(f"setting {assignment!r} has no '='; write it as key=value")
+            settings[key.strip()] = value.strip()
+        return cls.of(preset, settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings that the preset uses, as JSON knows them."""
+        used = [info.name for info in field_infos() if self.preset in info.presets]
+        values = {name: getattr(self, name) for name in used}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class FieldInfo:
+    """One field of TrainConfig: what it means, which values it takes, which presets use it."""
+
+    name: str
+    kind: str  # the annotation: int, float, str, "float | None", "tuple[int, ...]" or Preset
+    default: Any
+    text: str
+    low: float | None
+    high: float | None
+    open_low: bool
+    open_high: bool
+    choices: tuple[str, ...]
+    presets: tuple[str, ...]
+
+    @property
+    def shown_default(self) -> str:
+        """The default as it would be typed, with what other presets set instead."""
+        shown = [_show(self.default)]
+        shown += [
+            f"{preset}: {_show(changes[self.name])}"
+            for preset, changes in PRESETS.items()
+            if self.name in changes
+        ]
+        return "; ".join(shown)
+
+    def parse(self, text: str) -> Any:
+        """Return the value that text stands for; raises UsageError where it cannot be one."""
+        try:
+            if self.kind == "int":
+                return int(text)
+            if self.kind == "float":
+                return float(text)
+            if self.kind == "float | None":
+                return None if text == "auto" else float(text)
+            if self.kind.startswith("tuple"):
+                return () if text in ("", "none") else tuple(int(part) for part in text.split(","))
+        except ValueError:
+            raise self._error(text) from None
+        return text
+
+    def check(self, value: Any) -> None:
+        """Raise UsageError where value has a wrong type or is out of range."""
+        if self.kind == "float | None" and value is None:
+            return
+        if self.choices:
+            if value not in self.choices:
+                raise self._error(value)
+            return
+        values = value if self.kind.startswith("tuple") else (value,)
+        if not isinstance(values, tuple):
+            raise self._error(value)
+        whole = self.kind == "int" or self.kind.startswith("tuple")
+        for number in values:
+            typed = isinstance(number, int if whole else int | float) and not isinstance(number, bool)
+            if not typed or not math.isfinite(number) or not self._inside(number):
+                raise self._error(value)
+
+    def _inside(self, number: float) -> bool:
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        above = number > low if self.open_low else number >= low
+        below = number < high if self.open_high else number <= high
+        return above and below
+
+    def _error(self, value: Any) -> UsageError:
+        return UsageError(f"{self.name} must be {self.expected}, found {_show(value)!r}")
+
+    @property
+    def expected(self) -> str:
+        """The values it takes, in words."""
+        if self.choices:
+            return " or ".join(self.choices)
+        noun = {
+            "int": "a whole number",
+            "float": "a number",
+            "float | None": "a number or auto",
+            "tuple[int, ...]": "none or whole numbers with commas",
+        }[self.kind]
+        limits = []
+        if self.low is not None:
+            limits.append(f"{'above' if self.open_low else 'from'} {self.low:g}")
+        if self.high is not None:
+            limits.append(f"{'below' if self.open_high else 'to'} {self.high:.10g}")
+        return " ".join([noun, *limits])
+
+
+def field_infos() -> list[FieldInfo]:
+    """Return the fields of TrainConfig in their order."""
+    return [
+        FieldInfo(
+            name=item.name,
+            kind=cast(str, item.type),
+            default=item.default if item.default is not dataclasses.MISSING else None,
+            **item.metadata,
+        )
+        for item in fields(TrainConfig)
+    ]
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "auto"
+    if isinstance(value, tuple | list):
+        return ",".join(str(part) for part in value) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,140 @@
+"""The ratings as training sees them, and what every preset hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedstore.data.dataset import Dataset
+from embedstore.data.features import Bags, Rows
+from embedstore.data.splits import HeldOut, UserSplit, hide_ratings, split_users
+from embedstore.errors import DataError
+from embedstore.runs.tower import AdditiveTower, DenseTower
+from embedstore.runs.writer import rated_movies
+from embedstore.training.config import TrainConfig
+
+__all__ = ["FEWEST_USERS_FOR_METRICS", "Fitted", "Prepared", "TrainProgress", "prepare", "target_of"]
+
+FEWEST_USERS_FOR_METRICS = 10
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """Where a training is: step of n_steps (at most, it may stop early).
+
+    ndcg: NDCG@100 of the validation users after the newest whole epoch, None where there is none.
+    """
+
+    step: int
+    n_steps: int
+    epoch: int
+    loss: float
+    ndcg: float | None
+    best_ndcg: float | None
+
+
+Progress = Callable[[TrainProgress], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Ratings with movies as rows of the run (the rated movies), the split, what is held out.
+
+    histories: every user's, oldest first. liked: one per rating of histories.
+    """
+
+    dataset: Dataset
+    histories: Bags
+    liked: npt.NDArray[np.bool_]
+    n_movies: int
+    target: float
+    split: UserSplit
+    validation: HeldOut
+    test: HeldOut
+
+    def bags_of(self, users: Rows, *, liked_only: bool = False) -> Bags:
+        """Return the histories of users, or the liked movies in them."""
+        positions, offsets = self.positions_of(users)
+        if not liked_only:
+            return Bags(self.histories.rows[positions], offsets)
+        likes = self.liked[positions]
+        bounds = np.concatenate([[0], np.cumsum(likes)]).astype(np.int64)
+        return Bags(self.histories.rows[positions[likes]], bounds[offsets])
+
+    def positions_of(self, users: Rows) -> tuple[Rows, Rows]:
+        """Return where the ratings of users stand in histories, and the offsets of each user."""
+        starts = self.histories.offsets[users]
+        sizes = self.histories.offsets[users + 1] - starts
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        shift = np.repeat(starts - offsets[:-1], sizes)
+        return np.arange(int(offsets[-1]), dtype=np.int64) + shift, offsets
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model: the Keras model and the same as arrays, (n_movies, embedding_dim) float32.
+
+    log: one record per epoch. best: what a run says of the epoch that was kept.
+    """
+
+    model: Any
+    movie_vectors: npt.NDArray[np.float32]
+    tower: AdditiveTower | DenseTower
+    log: list[dict[str, Any]]
+    best: Mapping[str, Any] = field(default_factory=dict)
+
+
+def target_of(ratings: npt.NDArray[np.float32], given: float | None) -> float:
+    """Return the smallest rating that counts as liked.
+
+    given, else 0.8 x the largest rating: 4 of 5 stars. Where that is not positive, the largest
+    rating. So of ratings that are all equal, as implicit ones are, all are liked.
+
+    Raises DataError where no rating reaches it.
+    """
+    largest = float(ratings.max())
+    target = given if given is not None else (round(0.8 * largest, 6) if largest > 0 else largest)
+    if largest < target:
+        raise DataError(
+            f"no rating reaches the target {target:g}, the largest is {largest:g}; choose a smaller target"
+        )
+    return target
+
+
+def prepare(dataset: Dataset, config: TrainConfig) -> Prepared:
+    """Return the data that a training of config uses; the same for the same split_seed.
+
+    With fewer than 10 users all of them train and nothing is held out.
+    Raises DataError where there are fewer than two users or two rated movies, or no liked rating.
+    """
+    vocabulary = rated_movies(dataset)
+    for name, found in (("user", len(dataset.users)), ("rated movie", vocabulary.size)):
+        if found < 2:
+            raise DataError(f"data set {dataset.name!r} has {found} {name}; training needs at least 2")
+    target = target_of(dataset.ratings, config.target)
+    row_of = np.full(len(dataset.movies), -1, dtype=np.int64)
+    row_of[vocabulary] = np.arange(vocabulary.size)
+    histories = Bags(row_of[dataset.movie_rows], dataset.offsets)
+    liked = dataset.ratings >= target
+    n_users = len(dataset.users)
+    enough = n_users >= FEWEST_USERS_FOR_METRICS
+    split = split_users(
+        n_users,
+        seed=config.split_seed,
+        validation_share=config.validation_share if enough else 0,
+        test_share=config.test_share if enough else 0,
+    )
+    return Prepared(
+        dataset=dataset,
+        histories=histories,
+        liked=liked,
+        n_movies=int(vocabulary.size),
+        target=target,
+        split=split,
+        validation=hide_ratings(histories, liked, split.validation, seed=config.split_seed),
+        test=hide_ratings(histories, liked, split.test, seed=config.split_seed),
+    )

@@ -1,0 +1,278 @@
+"""The softmax DNN: all movies that a user liked as one multinomial target.
+
+A step hides a random part of each history (dropout) and predicts it from the rest, among the
+movies that are left: what a query is asked, and why no movie learns to predict itself. E_j (the
+input) and V_j (the output) are untied and start from a truncated SVD of the normalised ratings,
+which is worth about .05 of NDCG and half of the epochs. A constant last dimension of psi(X)
+carries the item bias, so that a score is one dot product.
+
+Each step holds three dense matrices of batch_size x n_movies.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from embedstore.data.features import Bags
+from embedstore.evaluation.serving import evaluate, vector_scorer
+from embedstore.runs.tower import AdditiveTower, DenseTower, Pooling, TowerInput, TowerLayer
+from embedstore.training.config import TrainConfig
+from embedstore.training.prepared import Fitted, Prepared, Progress, TrainProgress
+
+__all__ = ["SoftmaxModel", "fit", "multi_hot"]
+
+Matrix = npt.NDArray[np.float32]
+
+_CALL = 32  # steps of one call of the compiled loop: how often progress shows and Ctrl-C is heard
+_BLIND_EPOCHS = 50  # at most, where no validation user says when to stop
+_POPULARITY_POWER = 0.25
+_HISTORY_SCALE = 20.0  # mean of E over a history to logits of unit order
+_MASKED = 1e9
+
+
+class SoftmaxModel(keras.Model):  # type: ignore[misc]
+    """psi: a multi-hot history (n_users, n_movies) to user embeddings (n_users, embedding_dim).
+
+    pooled = mean (or sum / sqrt(n)) of E_j; hidden layers tanh, then linear; a last dimension 1.
+    """
+
+    def __init__(self, config: TrainConfig, history: Matrix, movies: Matrix, bias: Matrix) -> None:
+        super().__init__()
+        width = config.embedding_dim - 1
+        self.pooling = config.pooling
+        self.history = self._table("history", history)
+        self.movies = self._table("movies", movies)
+        self.bias = self._table("bias", bias)
+        seeds = np.random.default_rng([config.seed, 2]).integers(2**31, size=len(config.hidden_dims) + 1)
+        self.hidden: list[keras.layers.Dense] = []
+        sizes = [*config.hidden_dims, width] if config.hidden_dims else []
+        for position, (units, seed) in enumerate(zip(sizes, seeds.tolist(), strict=False)):
+            layer = keras.layers.Dense(
+                units,
+                activation="linear" if position == len(sizes) - 1 else "tanh",
+                kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
+            )
+            layer.build((None, width if position == 0 else sizes[position - 1]))
+            self.hidden.append(layer)
+        self.built = True
+
+    def _table(self, name: str, values: Matrix) -> keras.Variable:
+        return self.add_weight(
+            name=name, shape=values.shape, initializer=lambda shape, dtype: tf.constant(values, dtype)
+        )
+
+    def call(self, multi_hot: tf.Tensor) -> tf.Tensor:
+        x = self.embed(multi_hot)
+        return tf.concat([x, tf.ones_like(x[:, :1])], axis=1)
+
+    def embed(self, multi_hot: tf.Tensor) -> tf.Tensor:
+        """Return psi(X) without its constant dimension."""
+        size = tf.maximum(tf.reduce_sum(multi_hot, axis=1, keepdims=True), 1.0)
+        x = tf.matmul(multi_hot, self.history) / (size if self.pooling == "mean" else tf.sqrt(size))
+        for layer in self.hidden:
+            x = layer(x)
+        return x
+
+    def logits(self, multi_hot: tf.Tensor) -> tf.Tensor:
+        """Return psi(X) . V_j for all movies, shape (n_users, n_movies)."""
+        return tf.matmul(self.embed(multi_hot), self.movies, transpose_b=True) + self.bias
+
+    def movie_vectors(self) -> Matrix:
+        """Return V, shape (n_movies, embedding_dim), the item bias last."""
+        bias = np.asarray(self.bias, dtype=np.float32)[:, None]
+        return np.concatenate([np.asarray(self.movies, dtype=np.float32), bias], axis=1)
+
+    def tower(self) -> AdditiveTower | DenseTower:
+        """Return psi as data: an additive tower where it is the mean of one row per movie."""
+        table = np.array(self.history, dtype=np.float32)
+        if not self.hidden and self.pooling == "mean":
+            return AdditiveTower(np.concatenate([table, np.ones((len(table), 1), np.float32)], axis=1))
+        last = len(self.hidden) - 1
+        layers = [
+            TowerLayer(
+                np.array(layer.kernel, dtype=np.float32),
+                np.array(layer.bias, dtype=np.float32),
+                "linear" if position == last else "tanh",
+            )
+            for position, layer in enumerate(self.hidden)
+        ]
+        pooling: Pooling = "mean" if self.pooling == "mean" else "l2"
+        return DenseTower([TowerInput("movies", table, pooling)], layers, constant=True)
+
+
+def multi_hot(bags: Bags, n_movies: int) -> tf.Tensor:
+    """Return the bags as a dense tensor of ones and zeros, (n_users, n_movies) float32."""
+    dense = np.zeros((len(bags), n_movies), dtype=np.float32)
+    dense[np.repeat(np.arange(len(bags)), bags.sizes), bags.rows] = 1
+    return tf.constant(dense)
+
+
+def fit(data: Prepared, config: TrainConfig, progress: Progress | None = None) -> Fitted:
+    """Return the model of the epoch that was best on the validation users.
+
+    Without a validation user it stops after 50 epochs at most and keeps the last.
+    """
+    positions, offsets = data.positions_of(data.split.train)
+    rows = data.histories.rows[positions]
+    weights = np.where(data.liked[positions], 1.0, config.watched_weight).astype(np.float32)
+    model = SoftmaxModel(config, *_initial(Bags(rows, offsets), weights, data.n_movies, config))
+    optimizer = keras.optimizers.Adam(config.learning_rate)
+    optimizer.build(model.trainable_variables)
+    steps = _steps_function(model, optimizer, rows, offsets, weights, data.n_movies, config)
+
+    n_users = len(offsets) - 1
+    n_epochs = config.epochs if len(data.validation) else min(config.epochs, _BLIND_EPOCHS)
+    per_epoch = -(-n_users // config.batch_size)
+    rng = np.random.default_rng([config.seed, 3])
+    log: list[dict[str, Any]] = []
+    kept = _weights_of(model)
+    best_ndcg: float | None = None
+    best_epoch = 0
+    ndcg: float | None = None
+    started = time.perf_counter()
+    for epoch in range(1, n_epochs + 1):
+        order = rng.permutation(n_users).astype(np.int64)
+        total = 0.0
+        for first in range(0, per_epoch, _CALL):
+            last = min(first + _CALL, per_epoch)
+            part = order[first * config.batch_size : last * config.batch_size]
+            number = (epoch - 1) * per_epoch + first
+            total += float(steps(tf.constant(part), tf.constant(number, tf.int64)))
+            if progress:
+                done = (epoch - 1) * per_epoch + last
+                shown = TrainProgress(
+                    done, n_epochs * per_epoch, epoch, total / min(last, per_epoch), ndcg, best_ndcg
+                )
+                progress(shown)
+        ndcg = _validation_ndcg(model, data)
+        log.append(
+            {
+                "epoch": epoch,
+                "loss": round(total / per_epoch, 6),
+                "validation_ndcg@100": None if ndcg is None else round(ndcg, 6),
+                "seconds": round(time.perf_counter() - started, 3),
+            }
+        )
+        if ndcg is None or best_ndcg is None or ndcg > best_ndcg:
+            best_ndcg, best_epoch, kept = ndcg, epoch, _weights_of(model)
+        elif epoch - best_epoch >= config.patience:
+            break
+    for variable, value in zip(model.variables, kept, strict=True):
+        variable.assign(value)
+    return Fitted(
+        model=model,
+        movie_vectors=model.movie_vectors(),
+        tower=model.tower(),
+        log=log,
+        best={"epoch": best_epoch, "epochs": len(log), "validation_ndcg@100": best_ndcg},
+    )
+
+
+def _steps_function(
+    model: SoftmaxModel,
+    optimizer: keras.optimizers.Optimizer,
+    rows: npt.NDArray[np.int64],
+    offsets: npt.NDArray[np.int64],
+    weights: npt.NDArray[np.float32],
+    n_movies: int,
+    config: TrainConfig,
+) -> Any:
+    """Return the compiled loop: users in order -> the sum of the losses of their steps."""
+    all_rows, all_offsets, all_weights = tf.constant(rows), tf.constant(offsets), tf.constant(weights)
+    size, drop, l2, seed = config.batch_size, config.dropout, config.l2, config.seed
+
+    def loss_of(seen: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
+        log_softmax = tf.nn.log_softmax(model.logits(seen) - _MASKED * seen)
+        # a movie of the input has weight 0, and 0 x -1e9 would still cost precision
+        likelihood = tf.reduce_sum(tf.where(wanted > 0, wanted * log_softmax, 0.0))
+        return -likelihood / tf.maximum(tf.reduce_sum(wanted), 1e-6)
+
+    def step(users: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        bags = tf.ragged.range(tf.gather(all_offsets, users), tf.gather(all_offsets, users + 1))
+        places = tf.stack([bags.value_rowids(), tf.gather(all_rows, bags.values)], axis=1)
+        shape = tf.stack([tf.size(users, out_type=tf.int64), n_movies])
+        chance = tf.random.stateless_uniform(
+            tf.shape(bags.values), tf.stack([tf.constant(seed, tf.int64), number])
+        )
+        kept = tf.cast(chance >= drop, tf.float32)
+        seen = tf.scatter_nd(places, kept, shape)
+        wanted = tf.scatter_nd(places, (1.0 - kept) * tf.gather(all_weights, bags.values), shape)
+        with tf.GradientTape() as tape:
+            loss = loss_of(seen, wanted)
+            objective = loss + 0.5 * l2 * tf.reduce_sum(tf.square(model.movies))
+        variables = model.trainable_variables
+        optimizer.apply(tape.gradient(objective, variables), variables)
+        return loss
+
+    @tf.function(  # type: ignore[untyped-decorator]
+        input_signature=[tf.TensorSpec((None,), tf.int64), tf.TensorSpec((), tf.int64)], autograph=False
+    )
+    def steps(order: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        n_steps = (tf.size(order, out_type=tf.int64) + size - 1) // size
+
+        def body(index: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            users = order[index * size : (index + 1) * size]
+            return index + 1, total + step(users, first + index)
+
+        start = (tf.constant(0, tf.int64), tf.constant(0.0))
+        return tf.while_loop(lambda index, _: index < n_steps, body, start)[1]
+
+    return steps
+
+
+def _validation_ndcg(model: SoftmaxModel, data: Prepared) -> float | None:
+    if not len(data.validation):
+        return None
+    scorer = vector_scorer(model.tower().batch, model.movie_vectors())
+    return float(evaluate(scorer, data.validation).ndcg.mean())
+
+
+def _weights_of(model: SoftmaxModel) -> list[npt.NDArray[Any]]:
+    return [np.array(variable) for variable in model.variables]
+
+
+def _initial(
+    bags: Bags, weights: npt.NDArray[np.float32], n_movies: int, config: TrainConfig
+) -> tuple[Matrix, Matrix, Matrix]:
+    """Return E and V (n_movies, embedding_dim - 1) and the item bias (n_movies,) to start from.
+
+    V = the right singular vectors of the weights, divided by the root of the length of a history
+    and by popularity^0.25; E = V, scaled by the same power of popularity.
+    """
+    from scipy.sparse import csr_array
+
+    width = config.embedding_dim - 1
+    sizes = np.maximum(bags.sizes, 1)
+    values = weights / np.sqrt(np.repeat(sizes, bags.sizes))
+    matrix = csr_array((values.astype(np.float64), bags.rows, bags.offsets), shape=(len(bags), n_movies))
+    popularity = np.asarray(matrix.sum(axis=0)).ravel() + 1
+    scale = popularity**-_POPULARITY_POWER
+    matrix = csr_array(matrix.multiply(scale[None, :]))
+    rng = np.random.default_rng([config.seed, 4])
+    vectors = _right_vectors(matrix, width, rng)  # (n_movies, width)
+    totals = np.bincount(bags.rows, weights=weights, minlength=n_movies)
+    bias = np.log(totals + 0.5) - np.log(totals.sum() / n_movies)
+    history = vectors * scale[:, None] * _HISTORY_SCALE
+    return history.astype(np.float32), vectors.astype(np.float32), bias.astype(np.float32)
+
+
+def _right_vectors(matrix: Any, width: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Return the first right singular vectors as columns; small noise where there are too few."""
+    rank = min(matrix.shape)
+    if width < rank // 2:
+        from scipy.sparse.linalg import svds
+
+        vectors = svds(matrix, k=width, v0=rng.normal(size=rank), return_singular_vectors="vh")[2].T[:, ::-1]
+    else:
+        vectors = np.linalg.svd(matrix.toarray(), full_matrices=False)[2].T[:, :width]
+    missing = width - vectors.shape[1]
+    if missing:
+        noise = rng.normal(scale=0.01, size=(vectors.shape[0], missing))
+        vectors = np.concatenate([vectors, noise], axis=1)
+    return np.asarray(vectors, dtype=np.float64)

@@ -8,6 +8,7 @@ unreachable, 130 interrupted, 141 the reader of standard output went away.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import sys
@@ -75,7 +76,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command of sys.argv and exit with its code."""
-    sys.exit(run(sys.argv[1:]))
+    _leave(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -165,6 +166,21 @@ def _say(message: str) -> None:
         click.echo(escape(message), err=True)
     except (OSError, ValueError):
         return  # nobody can be told: standard error is closed
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process as sys.exit would, less the taking apart of every module.
+
+    With NumPy and the engine of the store loaded that takes 40 ms, a fifth of a `query`.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            continue  # run() has flushed, and said so where it could not
+    os._exit(code)
 
 
 def _forget_stdout() -> None:

@@ -13,9 +13,9 @@ def completion(shell: str) -> None:
     """Print the completion script of SHELL.
 
     \b
-    bash  eval "$(embedstore completion bash)"          in ~/.bashrc
-    zsh   eval "$(embedstore completion zsh)"           in ~/.zshrc
-    fish  embedstore completion fish | source           in ~/.config/fish/config.fish
+    ~/.bashrc                   eval "$(embedstore completion bash)"
+    ~/.zshrc                    eval "$(embedstore completion zsh)"
+    ~/.config/fish/config.fish  embedstore completion fish | source
     """
     from click.shell_completion import BashComplete, get_completion_class
 

@@ -21,7 +21,9 @@ def generated_run(
     rng = np.random.default_rng(0)
     every_movie = np.arange(n_movies, dtype=np.int64)  # user 0 rated all, so that every movie has a vector
     columns = RatingColumns(
-        user_ids=np.concatenate([np.zeros(n_movies, np.int64), np.repeat(np.arange(n_users) + 1, history_size)]),
+        user_ids=np.concatenate(
+            [np.zeros(n_movies, np.int64), np.repeat(np.arange(n_users) + 1, history_size)]
+        ),
         movie_ids=np.concatenate([every_movie, rng.integers(0, n_movies, n_users * history_size)]) + 1,
         ratings=np.full(n_movies + n_users * history_size, 4, np.float32),
         timestamps=rng.integers(0, 10**9, n_movies + n_users * history_size),

@@ -1,6 +1,6 @@
 """psi(X) in NumPy beside the same tower in Keras: one user, and 10,000 users in a batch.
 
-    python -m benchmarks.tower
+python -m benchmarks.tower
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def main() -> None:
     }
     histories = rng.integers(0, N_MOVIES, size=(N_USERS, HISTORY))
     bags = Bags.of(histories)
-    print("tower                 one user (us)  batch of 10,000 (s)  model.predict (s)  ratio  largest difference")
+    print(
+        "tower                 one user (us)  batch of 10,000 (s)  model.predict (s)  ratio  largest difference"
+    )
     for name, tower in towers.items():
         ids = keras.Input((None,), dtype="int64")
         x = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(N_MOVIES, 64, weights=[table])(ids))

@@ -122,7 +122,9 @@ def test_vocabularies_are_sorted_and_distinct() -> None:
             Vocabulary(values)
 
 
-@pytest.mark.parametrize(("text", "parsed"), [("12", 12), ("x", None), ("-1", None), ("٣", None), ("1.0", None)])
+@pytest.mark.parametrize(
+    ("text", "parsed"), [("12", 12), ("x", None), ("-1", None), ("٣", None), ("1.0", None)]
+)
 def test_ids_as_a_person_types_them(text: str, parsed: int | None) -> None:
     assert Vocabulary(np.array([12])).parse(text) == parsed
     assert Vocabulary(np.array(["a"])).parse(text) == text

@@ -104,7 +104,9 @@ def test_one_runs_tower_never_meets_anothers_vectors(tmp_path: Path, run: Run, s
     sync(other, store)
     with pytest.raises(StoreError, match=f"holds run {other.run_id}, the tower is of run {run.run_id}"):
         recommend(run, store, history=[1], collection=live_collection(store, "movies")[0])
-    assert recommend(run, store, history=[1]).collection == f"movies__{run.run_id}"  # the old one still serves
+    assert (
+        recommend(run, store, history=[1]).collection == f"movies__{run.run_id}"
+    )  # the old one still serves
 
 
 def test_many_people_get_what_each_gets_alone(run: Run, store: Store, tmp_path: Path) -> None:
@@ -184,7 +186,18 @@ def test_filters_that_can_be_meant(text: str, filters: Filters) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "genre", "genre=", "genre>Comedy", "director=Lynch", "year=old", "year>=19.5", "year>", "year>=١٩٩٠"]
+    "text",
+    [
+        "",
+        "genre",
+        "genre=",
+        "genre>Comedy",
+        "director=Lynch",
+        "year=old",
+        "year>=19.5",
+        "year>",
+        "year>=١٩٩٠",
+    ],
 )
 def test_filters_that_cannot_be_meant(text: str) -> None:
     with pytest.raises(UsageError, match="filter"):

@@ -149,7 +149,9 @@ def test_references_to_runs(tmp_path: Path) -> None:
         tiny_run(tmp_path, run_id=run_id)
     assert find_run(runs).run_id == "20210202t000000-0000"
     assert find_run(runs, "2020").run_id == "20200101t000000-0000"
-    assert find_run(runs, "@movies~1", live=lambda alias, back: "20200101t000000-0000").run_id.startswith("2020")
+    assert find_run(runs, "@movies~1", live=lambda alias, back: "20200101t000000-0000").run_id.startswith(
+        "2020"
+    )
     with pytest.raises(UsageError, match="fits 2 runs"):
         find_run(runs, "2021")
     for reference in ("1999", "", "20990101t000000-0000", "../runs"):

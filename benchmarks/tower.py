@@ -46,7 +46,8 @@ def main() -> None:
         keras_time = statistics.median(_seconds(lambda model=model: model.predict(histories, verbose=0), 3))  # type: ignore[misc]
         difference = np.abs(tower.batch(bags) - model.predict(histories, verbose=0)).max()
         print(
-            f"{name:<21} {one:>13.1f}  {batch:>19.3f}  {keras_time:>17.2f}  {keras_time / batch:>4.0f}x  {difference:.1e}"
+            f"{name:<21} {one:>13.1f}  {batch:>16.3f}  {keras_time:>17.2f}  {keras_time / batch:>4.0f}x  "
+            f"{difference:.1e}"
         )
 
 

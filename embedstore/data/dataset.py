@@ -30,7 +30,7 @@ class Movie:
     genres: tuple[str, ...] = ()
 
 
-MovieTable = Mapping[MovieId, Movie]
+MovieTable = Mapping[Any, Movie]  # by movie id; Mapping[MovieId, ...] would refuse a dict[int, Movie]
 
 
 @dataclass(frozen=True)

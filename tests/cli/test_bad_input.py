@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,13 +38,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     copy = tmp_path / "work"
     subprocess.run(["cp", "-r", "--sparse=always", prepared, copy], check=True)
     monkeypatch.chdir(copy)
     for name in ("DATA", "RUNS", "STORE", "ALIAS", "DEBUG"):
         monkeypatch.delenv(f"EMBEDSTORE_{name}", raising=False)
-    yield copy
+    return copy
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Return the digest of every file; the engine's own (100 MB, mostly holes) are left to the store's tests."""
+    """Return the digest of every file but the engine's own: 100 MB, mostly holes, tested with the store."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))

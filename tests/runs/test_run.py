@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedstore.data.features import MovieId
 from embedstore.errors import NotFoundError, RunError, UsageError
 from embedstore.runs.registry import find_run, list_runs, remove_run
 from embedstore.runs.run import Run

@@ -16,6 +16,8 @@ from embedstore.runs.registry import RunSummary, find_run, list_runs, remove_run
 
 __all__ = ["runs"]
 
+HEADLINE = ("ndcg@100", "recall@20")
+
 FIELDS = ("run_id", "state", "created_at", "preset", "dataset", "n_users", "n_movies", "n_ratings")
 
 
@@ -59,7 +61,7 @@ def list_command(runs_dir: Path, *, as_json: bool, as_csv: bool) -> None:
     if not records:
         click.echo(f"no run in {escape(str(runs_dir))}; make one with `embedstore train`", err=True)
         return
-    shown = sorted(names, key=lambda name: ("ndcg@100" not in name.lower(), name))[:1]
+    shown = [name for name in HEADLINE if name in names]
     print_table(
         [
             Column("run"),

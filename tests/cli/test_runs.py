@@ -40,6 +40,19 @@ def test_list_is_a_table_oldest_first(capsys: Capture) -> None:
     ]
 
 
+def test_list_shows_the_headline_metrics_and_csv_all_of_them(tmp_path: Path, capsys: Capture) -> None:
+    metrics = {"ndcg@100": 0.5, "recall@20": 0.25, "ease": {"ndcg@100": 0.52}, "protocol": "serving"}
+    path = tiny_run(tmp_path, run_id=NEW).path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "metrics": metrics}))
+    assert run(["runs", "list"]) == 0
+    header, _, line = capsys.readouterr().out.splitlines()
+    assert header.split()[-2:] == ["ndcg@100", "recall@20"]
+    assert line.split()[-2:] == ["0.5000", "0.2500"]
+    assert run(["runs", "list", "--csv"]) == 0
+    row = next(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert (row["ease.ndcg@100"], row["protocol"]) == ("0.52", "serving")
+
+
 @pytest.mark.usefixtures("two_runs")
 def test_list_shows_unfinished_and_damaged_runs(capsys: Capture) -> None:
     Path("runs", OLD, "manifest.json").unlink()

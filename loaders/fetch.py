@@ -122,7 +122,7 @@ def _obtain(name: str, folder: Path, temporary: Path, tell: Progress) -> None:
     except DataError as no_answer:
         if name != "ml-100k":
             raise
-        tell("the official site gives no answer; taking ml-100k from the recbole package", 0, None)
+        tell("no answer from the official site; taking ml-100k from the recbole package", 0, None)
         wheel = _download_wheel(temporary, no_answer)
         _check_digest(wheel, RECBOLE_SHA256)
         inside = "recbole/dataset_example/ml-100k/ml-100k"
@@ -192,7 +192,7 @@ def _check_digest(path: Path, expected: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
         raise DataError(
-            f"{path.name} is not the published file: sha256 {found[:16]}…, expected {expected[:16]}…; try again"
+            f"{path.name} is not the published file: its sha256 is {found[:12]}…, expected {expected[:12]}…"
         )
 
 

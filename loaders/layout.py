@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
+
+import numpy as np
 
 from embedstore.data.dataset import Movie, RatingColumns
 from embedstore.data.features import Ids, MovieId
@@ -246,4 +249,7 @@ def movie_table(layout: Layout, rated: Ids) -> dict[MovieId, Movie]:
     wrong = next((problem for problem in problems if problem.severity == "error"), None)
     if wrong is not None:
         raise DataError(str(wrong))
+    if any(isinstance(movie_id, int) and movie_id >= 2**63 for movie_id in movies):
+        # NumPy makes floats of a list of int where only some need uint64; np.uint64(5) finds 5 in a dict.
+        return {cast(int, np.uint64(movie_id)): movie for movie_id, movie in movies.items()}
     return movies

@@ -32,7 +32,8 @@ def main() -> None:
         raise SystemExit(f"{options.data} is not there; run `embedstore data fetch ml-100k`, or give --data")
     dataset = load(options.data)
     print(
-        f"{'model':<12}{'NDCG@100':>10}{'Recall@20':>11}{'NDCG / EASE':>13}{'worst split':>13}{'s / training':>14}"
+        f"{'model':<12}{'NDCG@100':>10}{'Recall@20':>11}{'NDCG / EASE':>13}{'worst split':>13}"
+        f"{'s / training':>14}"
     )
     for preset in options.preset or PRESETS:
         found: list[list[dict[str, dict[str, float]]]] = []

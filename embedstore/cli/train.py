@@ -65,8 +65,8 @@ def train(
     """Train a model on a data set and write a sealed run.
 
     --data is the name of a data set (`ml-100k`, as fetched), or the path of its folder or file;
-    without it, the only data set in the folder of the data sets is taken. Prints the run id, where it was written, and NDCG@100 and Recall@20 of held-out users
-    beside popularity and EASE.
+    without it, the only data set in the folder of the data sets is taken. Prints the run id, where
+    it was written, and NDCG@100 and Recall@20 of held-out users beside popularity and EASE.
     """
     settings = list(assignments) + ([] if seed is None else [f"seed={seed}"])
     config = TrainConfig.parse(preset, settings)

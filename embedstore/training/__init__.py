@@ -97,7 +97,7 @@ def keras_psi(model: Any, bags: Bags) -> npt.NDArray[np.float32]:
     from embedstore.training.softmax import multi_hot
 
     n_movies = int(model.movie_vectors().shape[0])
-    return np.asarray(model(multi_hot(bags, n_movies)), dtype=np.float32)
+    return np.asarray(model(multi_hot(bags, n_movies)).numpy())
 
 
 def _metrics(data: Prepared, fitted: Fitted) -> dict[str, Any]:

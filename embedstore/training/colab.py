@@ -95,18 +95,13 @@ class ColabModel(keras.Model):  # type: ignore[misc]
 
     def movie_vectors(self) -> npt.NDArray[np.float32]:
         """Return V, shape (n_movies, embedding_dim): the input table."""
-        return np.array(self.tables["movies"], dtype=np.float32)
+        return np.asarray(self.tables["movies"].numpy())
 
     def tower(self, features: dict[str, MovieFeature]) -> DenseTower:
         """Return psi as data."""
         names: dict[str, Feature] = {"genres": "genres", "movies": "movies", "years": "years"}
-        inputs = [
-            TowerInput(names[name], np.array(table, dtype=np.float32), "mean")
-            for name, table in self.tables.items()
-        ]
-        layers = [
-            TowerLayer(np.array(kernel / 10.0, dtype=np.float32), None, "linear") for kernel in self.kernels
-        ]
+        inputs = [TowerInput(names[name], table.numpy(), "mean") for name, table in self.tables.items()]
+        layers = [TowerLayer((kernel / 10.0).numpy(), None, "linear") for kernel in self.kernels]
         used = {name: feature for name, feature in features.items() if name in self.tables}
         return DenseTower(inputs, layers, constant=False, features=used)
 

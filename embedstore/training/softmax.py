@@ -85,19 +85,19 @@ class SoftmaxModel(keras.Model):  # type: ignore[misc]
 
     def movie_vectors(self) -> Matrix:
         """Return V, shape (n_movies, embedding_dim), the item bias last."""
-        bias = np.asarray(self.bias, dtype=np.float32)[:, None]
-        return np.concatenate([np.asarray(self.movies, dtype=np.float32), bias], axis=1)
+        bias = self.bias.numpy()[:, None]
+        return np.concatenate([self.movies.numpy(), bias], axis=1)
 
     def tower(self) -> AdditiveTower | DenseTower:
         """Return psi as data: an additive tower where it is the mean of one row per movie."""
-        table = np.array(self.history, dtype=np.float32)
+        table = self.history.numpy()
         if not self.hidden and self.pooling == "mean":
             return AdditiveTower(np.concatenate([table, np.ones((len(table), 1), np.float32)], axis=1))
         last = len(self.hidden) - 1
         layers = [
             TowerLayer(
-                np.array(layer.kernel, dtype=np.float32),
-                np.array(layer.bias, dtype=np.float32),
+                layer.kernel.numpy(),
+                layer.bias.numpy(),
                 "linear" if position == last else "tanh",
             )
             for position, layer in enumerate(self.hidden)
@@ -234,7 +234,7 @@ def _validation_ndcg(model: SoftmaxModel, data: Prepared) -> float | None:
 
 
 def _weights_of(model: SoftmaxModel) -> list[npt.NDArray[Any]]:
-    return [np.array(variable) for variable in model.variables]
+    return [np.asarray(variable.numpy()) for variable in model.variables]
 
 
 def _initial(

@@ -194,11 +194,10 @@ class _Range(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)[: self._left]
-        count = self._file.readinto(view) if len(view) else 0
-        self._left -= count or 0
-        return count or 0
+    def read(self, size: int = -1, /) -> bytes:
+        found = self._file.read(self._left if size < 0 else min(size, self._left)) or b""
+        self._left -= len(found)
+        return found
 
     def close(self) -> None:
         self._file.close()

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--csv-ratings", type=int, default=20_000_000)
     options = parser.parse_args()
     print(
-        "file                 columns (s)  pandas (s)  ratio  peak / arrays  pandas' peak  load (s)  load's peak / arrays"
+        "file               columns (s)  pandas (s)  ratio  peak/arrays  pandas' peak  load (s)  load's peak"
     )
     with tempfile.TemporaryDirectory() as temporary:
         for n, name, how in (

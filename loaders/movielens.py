@@ -93,7 +93,11 @@ def csv_movies(path: Path) -> MovieLines:
         if line is None:
             yield MovieLine.bad(number, "is not valid UTF-8; convert the file to UTF-8")
             continue
-        fields = next(csv.reader([line]))
+        try:
+            fields = next(csv.reader([line]))
+        except csv.Error as error:
+            yield MovieLine.bad(number, f"cannot be read as CSV: {error}")
+            continue
         if number == 1:
             if [name.strip() for name in fields[:2]] != ["movieId", "title"]:
                 yield MovieLine.bad(number, "is not the header movieId,title,genres")

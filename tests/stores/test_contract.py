@@ -1,0 +1,88 @@
+"""The collection contract is public: what is held here, other apps rely on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedstore.errors import StoreError, UsageError
+from embedstore.stores.contract import (
+    SCHEMA_VERSION,
+    Metadata,
+    collection_name,
+    point_id,
+    points,
+    valid_alias,
+)
+from tests.builders import tiny_run
+
+
+def metadata(**changes: object) -> Metadata:
+    content = {
+        "schema": SCHEMA_VERSION,
+        "state": "building",
+        "run_id": "20260101t000000-0000",
+        "dim": 4,
+        "count": 40,
+        "tower": "additive",
+        "fingerprint": "ab",
+    }
+    return Metadata.from_dict(content | changes, name="c")
+
+
+def test_unsigned_integers_are_their_own_point_id() -> None:
+    assert point_id(0) == 0
+    assert point_id(2**64 - 1) == 2**64 - 1
+
+
+def test_other_movie_ids_become_uuid5_which_must_never_change() -> None:
+    assert point_id("tt0111161") == "c8d175cb-3e2d-5084-8b99-3ad852f10e9e"
+    assert point_id(-5) == point_id("-5")
+    assert isinstance(point_id(2**64), str)
+
+
+def test_the_name_of_a_collection_names_its_run() -> None:
+    assert collection_name("movies", "20260101t000000-0000") == "movies__20260101t000000-0000"
+
+
+@pytest.mark.parametrize("alias", ["", ".x", "a/b", "../a", "a b", "é", "a" * 101, "a\n"])
+def test_an_alias_that_is_no_file_name_is_refused(alias: str) -> None:
+    with pytest.raises(UsageError, match="alias"):
+        valid_alias(alias)
+
+
+def test_metadata_survive_a_round_trip() -> None:
+    made = metadata(recall={"k": 10, "value": 1.0})
+    assert Metadata.from_dict(made.to_dict(), name="c") == made
+
+
+def test_metadata_of_a_newer_version_are_refused() -> None:
+    with pytest.raises(StoreError, match="upgrade embedstore"):
+        metadata(schema=SCHEMA_VERSION + 1)
+
+
+def test_metadata_without_a_field_are_refused_by_its_name() -> None:
+    with pytest.raises(StoreError, match="lack run_id"):
+        Metadata.from_dict({"schema": 1, "state": "sealed"} | dict.fromkeys(
+            ("dim", "count", "tower", "fingerprint")), name="c")
+
+
+@pytest.mark.parametrize("additive", [True, False])
+def test_points_hold_the_vectors_and_the_payload_of_the_contract(tmp_path: Path, additive: bool) -> None:
+    run = tiny_run(tmp_path, n=10, additive=additive)
+    batch = points(run, 5, 8)
+    assert batch.ids == [6, 7, 8]
+    assert np.array_equal(batch.movie_vectors, run.movie_vectors[5:8])
+    assert (batch.history_vectors is not None) == additive
+    assert batch.payloads[1] == {
+        "movie_id": 7,
+        "title": None,
+        "year": None,
+        "genres": [],
+        "popularity": int(run.popularity[6]),
+        "run_id": run.run_id,
+    }
+    assert batch.payloads[0]["year"] == 1955  # 1950 + 5
+    assert batch.payloads[0]["genres"] == ["Comedy", "Drama"]  # 6 = binary 110

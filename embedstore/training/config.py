@@ -70,7 +70,7 @@ class TrainConfig:
         0.3, "Weight of a watched movie in the loss; a liked one has 1.", low=0, high=1, presets=("softmax",)
     )
     dropout: float = _setting(
-        0.3,
+        0.2,
         "Share of a history that is hidden and predicted in a step.",
         low=0,
         high=1,
@@ -87,7 +87,7 @@ class TrainConfig:
     batch_size: int = _setting(100, "Users of one step.", low=1, high=100_000)
     epochs: int = _setting(200, "Passes over the users at most.", low=1, high=100_000, presets=("softmax",))
     patience: int = _setting(
-        10, "Epochs without a better validation NDCG before it stops.", low=1, presets=("softmax",)
+        15, "Epochs without a better validation NDCG before it stops.", low=1, presets=("softmax",)
     )
     steps: int = _setting(3000, "Steps of one batch.", low=1, high=10_000_000, presets=("colab",))
     validation_share: float = _setting(

@@ -275,7 +275,7 @@ def _tie_keys(
     user_rows: npt.NDArray[np.int64], movie_rows: npt.NDArray[np.int64], tie_seed: int
 ) -> npt.NDArray[np.uint64]:
     key = np.random.default_rng(tie_seed).integers(1, 2**63, dtype=np.uint64, size=2) | np.uint64(1)
-    mixed = user_rows.astype(np.uint64) * key[0]
+    mixed: npt.NDArray[np.uint64] = user_rows.astype(np.uint64) * key[0]
     mixed ^= (movie_rows.astype(np.uint64) + np.uint64(1)) * key[1]
     mixed ^= mixed >> np.uint64(31)  # splitmix64's finaliser (Steele et al. 2014)
     mixed *= np.uint64(0x7FB5D329728EA185)

@@ -41,7 +41,7 @@ def make_run(folder: Path, movies: int, dim: int) -> None:
         timestamps=rng.integers(1, 10**9, size=movies),
     )
     names = ["Action", "Comedy", "Drama", "Film-Noir", "Sci-Fi", "Thriller", "War", "Western"]
-    table = {
+    table: dict[int | str, Movie] = {
         int(i): Movie(f"Movie number {i}", 1920 + int(i) % 100, (names[i % 8], names[(i // 8) % 8]))
         for i in ids
     }
@@ -217,8 +217,8 @@ def _report(folder: Path, movies: int, dim: int) -> None:
     )
     print(f"unchanged sync, the command  {second['seconds']:.2f} s, nothing written")
     print(
-        f"peak memory of first sync    {first['own'] / 1e6:.0f} MB of its own, {first['own'] / vectors:.1f}x the "
-        f"vectors; {first['peak'] / 1e6:.0f} MB with the mapped pages of run and shard"
+        f"peak memory of first sync    {first['own'] / 1e6:.0f} MB of its own, {first['own'] / vectors:.1f}x "
+        f"the vectors; {first['peak'] / 1e6:.0f} MB with the mapped pages of run and shard"
     )
     sealed = next((folder / "store" / "collections").glob("*/g*"))
     used = sum(path.stat().st_blocks * 512 for path in sealed.rglob("*"))

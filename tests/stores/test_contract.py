@@ -65,8 +65,10 @@ def test_metadata_of_a_newer_version_are_refused() -> None:
 
 def test_metadata_without_a_field_are_refused_by_its_name() -> None:
     with pytest.raises(StoreError, match="lack run_id"):
-        Metadata.from_dict({"schema": 1, "state": "sealed"} | dict.fromkeys(
-            ("dim", "count", "tower", "fingerprint")), name="c")
+        Metadata.from_dict(
+            {"schema": 1, "state": "sealed"} | dict.fromkeys(("dim", "count", "tower", "fingerprint")),
+            name="c",
+        )
 
 
 @pytest.mark.parametrize("additive", [True, False])

@@ -110,9 +110,7 @@ def test_search_batch_is_search(store: Store, run: Run) -> None:
     fill(store, run)
     excludes = [[k + 1, 5] for k in range(6)]
     batch = store.search_batch(NAME, run.movie_vectors[:6], limit=4, excludes=excludes)
-    assert batch == [
-        store.search(NAME, run.movie_vectors[k], limit=4, exclude=excludes[k]) for k in range(6)
-    ]
+    assert batch == [store.search(NAME, run.movie_vectors[k], limit=4, exclude=excludes[k]) for k in range(6)]
 
 
 def test_ties_are_in_ascending_order_of_movie_id_also_at_the_end(store: Store, run: Run) -> None:

@@ -563,7 +563,7 @@ class EdgeStore(Store):
         return _Reading(record.generation, _load_shard(Path(copy.name) / record.generation, record), copy)
 
     def _check_files(self, name: str, record: _Record) -> None:
-        """Raise StoreError where a file is missing or of another size: opening it could end the process."""
+        """Raise StoreError where a file is missing or too short: opening it could end the process."""
         folder = self.path / "collections" / name / record.generation
         for key, entry in record.files.items():
             try:
@@ -573,7 +573,7 @@ class EdgeStore(Store):
                     f"collection {name!r} is damaged: {key}: {error.strerror}; "
                     "repair it with `embedstore sync`"
                 ) from error
-            if size != entry["bytes"]:
+            if size < entry["bytes"]:  # a file that grew was written to by other hands, and opens
                 raise StoreError(
                     f"collection {name!r} is damaged: {key} has {size} bytes, expected {entry['bytes']}; "
                     "repair it with `embedstore sync`"

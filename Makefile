@@ -28,11 +28,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 # A second call trains only where there is no finished run.
 demo: $(STAMP)
-	cd $(DEMO) && $(BIN)/embedstore data fetch ml-100k
-	@cd $(DEMO) && $(BIN)/embedstore runs show latest >/dev/null 2>&1 || { \
-		echo '$$ embedstore train --data ml-100k' && $(BIN)/embedstore train --data ml-100k; }
-	cd $(DEMO) && $(BIN)/embedstore sync
-	cd $(DEMO) && $(BIN)/embedstore query --user 196
+	@cd $(DEMO) && export PATH="$(BIN):$$PATH" && say() { echo "\$$ $$*"; "$$@"; } && \
+	say embedstore data fetch ml-100k && \
+	{ embedstore runs show latest >/dev/null 2>&1 || say embedstore train --data ml-100k; } && \
+	say embedstore sync && \
+	say embedstore query --user 196
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

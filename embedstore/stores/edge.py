@@ -25,6 +25,8 @@ import os
 import re
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -65,6 +67,7 @@ _PROMOTIONS_KEPT = 100
 _TIE_MARGIN = 8
 _BATCH_QUERIES = 64
 _BLOCK = 1 << 20
+_LOADING_SECONDS = 5
 _INDEXES = {"genres": edge.PayloadSchemaType.Keyword, "year": edge.PayloadSchemaType.Integer}
 _EXACT = edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10000)
 
@@ -193,6 +196,8 @@ class EdgeStore(Store):
                 self._check_files(name, record)
                 self._require_room(_allocated(source) + _SHARD_BYTES)
                 _copy_tree(source, folder / generation)
+                if not self.intact(name):
+                    _try_to_load(name, folder / generation, record.metadata.count)
                 shard = _load_shard(folder / generation, record)
                 _reindex(shard)
             self._writing[name] = _Writing(generation, shard)
@@ -682,17 +687,33 @@ def _create_shard(folder: Path, spec: CollectionSpec) -> edge.EdgeShard:
 
 
 def _load_shard(folder: Path, record: _Record) -> edge.EdgeShard:
-    try:
-        with _engine(f"{folder} cannot be opened"):
-            return edge.EdgeShard.load(str(folder))
-    except StoreError:
-        config = folder / _EDGE_CONFIG
-        if record.edge_config is None or not folder.is_dir() or _is_json(config):
-            raise
+    config = folder / _EDGE_CONFIG
+    # Without it, Edge would load the shard with its defaults: a WAL, which has one owner.
+    if record.edge_config is not None and folder.is_dir() and not _is_json(config):
         with _disk(folder):
             replace_file(config, record.edge_config.encode())
-        with _engine(f"{folder} cannot be opened"):
-            return edge.EdgeShard.load(str(folder))
+    with _engine(f"{folder} cannot be opened"):
+        return edge.EdgeShard.load(str(folder))
+
+
+def _try_to_load(name: str, folder: Path, count: int) -> None:
+    """Load and read a doubtful shard in another process, where damage may hang or end it.
+
+    Raises StoreError where that does not succeed in good time.
+    """
+    code = (
+        "import sys, qdrant_edge as q; s = q.EdgeShard.load(sys.argv[1])\n"
+        "s.scroll(q.ScrollRequest(limit=int(sys.argv[2]), with_payload=True, with_vector=True)); s.close()"
+    )
+    try:
+        subprocess.run(  # noqa: S603  (this very interpreter, a fixed program)
+            [sys.executable, "-c", code, str(folder), str(count)],
+            timeout=_LOADING_SECONDS + count / 10_000,
+            check=True,
+            capture_output=True,
+        )
+    except (subprocess.SubprocessError, OSError) as error:
+        raise StoreError(f"collection {name!r} is damaged and cannot be loaded") from error
 
 
 def _is_json(path: Path) -> bool:

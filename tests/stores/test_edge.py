@@ -104,6 +104,7 @@ def test_a_truncated_or_missing_file_is_named_and_repaired_by_sync(folder: Path,
             assert len(store.search(name, run.movie_vectors[0], limit=3)) == 3
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_in_any_file_is_found_and_repaired(folder: Path, run: Run) -> None:
     keys = sorted(
         path.relative_to(shard_of(folder))

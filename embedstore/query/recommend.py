@@ -213,11 +213,15 @@ def _answers(
             if len(batch) == 1
             else run.tower.batch(Bags.of(rows for rows, _ in histories))
         )
-        for person, (rows, unknown), vector in zip(batch, histories, vectors, strict=True):
-            seen = [] if options.include_seen else run.movies.ids(rows)
-            hits = store.search(
-                collection, vector, limit=limit, filters=options.filters, exclude=[*seen, *options.exclude]
-            )
+        seen = [[] if options.include_seen else run.movies.ids(rows) for rows, _ in histories]
+        found = store.search_batch(
+            collection,
+            vectors,
+            limit=limit,
+            filters=options.filters,
+            excludes=[[*watched, *options.exclude] for watched in seen],
+        )
+        for person, (rows, unknown), hits in zip(batch, histories, found, strict=True):
             yield Answer(person, run.run_id, collection, int(rows.size), unknown, recommendations_of(hits))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -120,18 +121,15 @@ class Run:
             raise self._damaged("histories/offsets.npy", "points outside of histories/movie_rows.npy")
         return np.asarray(rows[start:stop], dtype=np.int64)
 
-    @cached_property
+    @property
     def catalog(self) -> Sequence[Movie]:
         """Title, year and genres of every movie, in the order of the vectors' rows."""
-        return [
-            Movie(title=line["title"], year=line["year"], genres=tuple(line["genres"]))
-            for line in self._movie_lines
-        ]
+        return self._movie_table[0]
 
-    @cached_property
+    @property
     def popularity(self) -> npt.NDArray[np.int64]:
         """The number of ratings of every movie, shape (n_movies,)."""
-        return np.array([line["popularity"] for line in self._movie_lines], dtype=np.int64)
+        return self._movie_table[1]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -155,15 +153,23 @@ class Run:
             self._file(name)
 
     @cached_property
-    def _movie_lines(self) -> list[dict[str, Any]]:
+    def _movie_table(self) -> tuple[list[Movie], npt.NDArray[np.int64]]:
         name = "movies.jsonl"
+        catalog: list[Movie] = []
+        popularity: list[int] = []
         try:
-            lines = [json.loads(line) for line in self._file(name).read_text(encoding="utf-8").splitlines()]
-        except (ValueError, RecursionError) as error:
-            raise self._damaged(name, f"is not JSON lines ({error})") from error
-        if len(lines) != len(self.movies):
-            raise self._damaged(name, f"has {len(lines)} lines for {len(self.movies)} vectors")
-        return lines
+            with open(self._file(name), encoding="utf-8") as file:
+                for text in file:
+                    line = json.loads(text)
+                    genres = tuple(sys.intern(genre) for genre in line["genres"])
+                    catalog.append(Movie(title=line["title"], year=line["year"], genres=genres))
+                    popularity.append(line["popularity"])
+            counts = np.array(popularity, dtype=np.int64)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._damaged(name, f"does not hold one movie per line ({error!r})") from error
+        if len(catalog) != len(self.movies):
+            raise self._damaged(name, f"has {len(catalog)} lines for {len(self.movies)} vectors")
+        return catalog, counts
 
     def _dense_tower(self) -> DenseTower:
         name = "tower.json"

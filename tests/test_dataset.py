@@ -88,6 +88,14 @@ def test_ids_of_any_unsigned_size(largest: int) -> None:
     assert dataset.movies.rows([largest, 6, -1, 2**70]).tolist() == [2, -1, -1, -1]
 
 
+def test_ids_above_and_below_2_to_the_63_in_one_catalog() -> None:
+    data = RatingColumns(
+        np.array([1]), np.array([2**63], np.uint64), np.ones(1, np.float32), np.zeros(1, np.int64)
+    )
+    for movies in ({5: Movie("five"), 2**63: Movie()}, {np.uint64(5): Movie("five")}):
+        assert Dataset.of("x", data, movies).movies.ids(np.arange(2)) == [5, 2**63]
+
+
 def test_bad_data_is_one_sentence() -> None:
     with pytest.raises(DataError, match="has no rating"):
         Dataset.of("x", RatingColumns(*(np.zeros(0, t) for t in (np.int64, np.int64, np.float32, np.int64))))  # type: ignore[arg-type]

@@ -232,7 +232,7 @@ def _ids_of(values: Any) -> Ids:
     if array.dtype.kind in "iu":
         return array if array.dtype == np.uint64 else array.astype(np.int64)
     listed = array.tolist() if array.dtype.kind != "f" else None
-    if listed is not None and all(isinstance(value, int) for value in listed):
+    if listed is not None and all(isinstance(value, int | np.integer) for value in listed):
         return np.asarray(
             listed, dtype=np.uint64 if max(listed, default=0) > np.iinfo(np.int64).max else np.int64
         )

@@ -7,7 +7,7 @@ dimension. An additive tower is the mean of one row per movie.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -31,7 +31,8 @@ Feature = Literal["movies", "genres", "years"]
 Pooling = Literal["mean", "l2", "sum"]
 Activation = Literal["linear", "tanh", "relu"]
 
-_BATCH_FLOATS = 1 << 22  # pooled values in flight: 32 MB in float64
+_BATCH_FLOATS = 1 << 22  # pooled values of one thread: 32 MB in float64
+_THREADED_RATINGS = 100_000  # below, a second thread costs more than it gives
 
 _ACTIVATIONS: dict[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
     "linear": lambda x: x,
@@ -217,13 +218,20 @@ def _pool(table: Matrix, bags: Bags, pooling: Pooling) -> npt.NDArray[np.float64
 
 
 def _in_batches(bags: Bags, width: int, forward: Callable[[Bags], npt.NDArray[np.float64]]) -> Matrix:
-    """Return forward of all users as float32, a bounded number of users at a time."""
+    """Return forward of all users as float32, a bounded number of users at a time, on two threads."""
     step = max(1, _BATCH_FLOATS // width)
+    if bags.rows.size >= _THREADED_RATINGS:
+        step = min(step, -(-len(bags) // 2))
     if len(bags) <= step:
         return forward(bags).astype(np.float32)
-    parts = []
+    from concurrent.futures import ThreadPoolExecutor  # NumPy and SciPy release the GIL where it counts
+
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        parts = threads.map(lambda part: forward(part).astype(np.float32), _slices(bags, step))
+        return np.concatenate(list(parts))
+
+
+def _slices(bags: Bags, step: int) -> Iterator[Bags]:
     for start in range(0, len(bags), step):
         offsets = bags.offsets[start : start + step + 1]
-        part = Bags(bags.rows[offsets[0] : offsets[-1]], offsets - offsets[0])
-        parts.append(forward(part).astype(np.float32))
-    return np.concatenate(parts)
+        yield Bags(bags.rows[offsets[0] : offsets[-1]], offsets - offsets[0])

@@ -326,7 +326,7 @@ def _title(movie: Recommendation) -> str:
 def _who(answer: Answer, run: Run) -> str:
     user_id = answer.person.user_id
     who = f"User {user_id}" if user_id is not None else "A history"
-    return f"{who}: {answer.n_history} movies watched, answered by run {run.run_id} ({answer.collection})"
+    return f"{who}: {answer.n_history} movies watched; answered by run {run.run_id}"
 
 
 def _unknown(movies: Sequence[Any], run: Run) -> str:

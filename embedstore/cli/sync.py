@@ -93,7 +93,7 @@ def sync(
     if report.state == "unchanged":
         what = "nothing to write"
     click.echo(
-        f"{report.collection}: {report.state}, {report.count:,} points, {what}, verified in {seconds:.1f} s"
+        f"{report.collection}: {report.state}, {what}, {report.count:,} verified, {seconds:.1f} s"
         if report.state != "unchanged"
         else f"{report.collection}: unchanged, {report.count:,} points, {what}"
     )

@@ -129,8 +129,8 @@ def _print_result(path: Path, as_json: bool) -> None:
         click.echo(f"no metrics: {users['train']} users train and none of the others can be tested")
         return
     click.echo(
-        f"trained on {users['train']} users, stopped by {users['validation']}, tested on {users['scored']} "
-        f"of {users['test']} (with a liked movie among a hidden fifth of their ratings)\n"
+        f"users: {users['train']} to train, {users['validation']} to stop; metrics of {users['scored']} others "
+        "from what they liked\namong a hidden fifth of their ratings\n"
     )
     names = [("this run", metrics), ("EASE", metrics["ease"]), ("popularity", metrics["popularity"])]
     rows = [
@@ -181,7 +181,7 @@ def _progress_bar() -> Iterator[Callable[[TrainProgress], None] | None]:
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(bar_width=20),
         TextColumn("loss {task.fields[loss]:.3f}"),
-        TextColumn("validation NDCG@100 {task.fields[ndcg]}"),
+        TextColumn("NDCG@100 {task.fields[ndcg]}"),
         TextColumn("at most"),
         TimeRemainingColumn(),
     ]

@@ -89,14 +89,11 @@ def sync(
     if as_json:
         print_json({**asdict(report), "seconds": round(seconds, 3)})
         return
-    what = f"{report.written:,} written" + (f", {report.deleted:,} deleted" if report.deleted else "")
     if report.state == "unchanged":
-        what = "nothing to write"
-    click.echo(
-        f"{report.collection}: {report.state}, {what}, {report.count:,} verified, {seconds:.1f} s"
-        if report.state != "unchanged"
-        else f"{report.collection}: unchanged, {report.count:,} points, {what}"
-    )
+        click.echo(f"{report.collection}: unchanged, {report.count:,} points, nothing to write")
+    else:
+        what = f"{report.written:,} written" + (f", {report.deleted:,} deleted" if report.deleted else "")
+        click.echo(f"{report.collection}: {report.state}, {what}, {report.count:,} verified, {seconds:.1f} s")
     if report.promoted:
         before = f" (before: {report.previous})" if report.previous else ""
         click.echo(f"alias {report.alias} -> {report.collection}{before}")

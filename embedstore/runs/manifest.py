@@ -19,12 +19,11 @@ __all__ = [
     "digest_of",
     "read_manifest",
     "replace_file",
-    "sync_folder",
+    "sync_path",
 ]
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-_BLOCK = 1 << 20
 _LARGEST_MANIFEST = 4 << 20
 
 
@@ -126,13 +125,8 @@ def _check(manifest: Any, path: Path) -> None:
 
 def digest_of(path: Path) -> str:
     """Return the sha256 of a file as hex digits, reading it in blocks."""
-    digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
-        buffer = bytearray(_BLOCK)
-        view = memoryview(buffer)
-        while size := file.readinto(buffer):
-            digest.update(view[:size])
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -147,13 +141,13 @@ def replace_file(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    folder = os.open(path, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Make the content of a file, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import secrets
 import shutil
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from embedstore.data.dataset import Dataset
 from embedstore.data.features import Rows
 from embedstore.errors import RunError
-from embedstore.runs.manifest import MANIFEST, Manifest, digest_of, replace_file, sync_folder
+from embedstore.runs.manifest import MANIFEST, Manifest, digest_of, replace_file, sync_path
 from embedstore.runs.tower import AdditiveTower, DenseTower
 
 __all__ = ["new_run_id", "rated_movies", "write_run"]
@@ -75,9 +74,9 @@ def write_run(
         _write_files(path, dataset, vocabulary, vectors, tower, metrics, log)
         names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
         for name in names:
-            _sync_file(path / name)
-        sync_folder(path / "histories")
-        sync_folder(path)
+            sync_path(path / name)
+        sync_path(path / "histories")
+        sync_path(path)
         manifest = Manifest(
             run_id=run_id,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -94,7 +93,7 @@ def write_run(
             },
         )
         replace_file(path / MANIFEST, manifest.to_json().encode())
-        sync_folder(path.parent)
+        sync_path(path.parent)
     except OSError as error:
         shutil.rmtree(path, ignore_errors=True)
         raise RunError(f"run folder {path} cannot be written: {error.strerror or error}") from error
@@ -195,11 +194,6 @@ def _save(path: Path, array: npt.NDArray[Any]) -> None:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _sync_file(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def _describe(dataset: Dataset) -> dict[str, Any]:

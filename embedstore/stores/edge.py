@@ -41,7 +41,7 @@ import qdrant_edge as edge
 
 from embedstore.data.features import MovieId
 from embedstore.errors import NotFoundError, StoreError, StoreLockedError
-from embedstore.runs.manifest import digest_of, replace_file, sync_folder
+from embedstore.runs.manifest import digest_of, replace_file, sync_path
 from embedstore.stores.base import NO_FILTERS, Filters, Hit, Promotion, Store, Vector
 from embedstore.stores.contract import (
     HISTORY_VECTOR,
@@ -172,7 +172,7 @@ class EdgeStore(Store):
             replace_file(
                 folder / _RECORD, _Record(replace(metadata, state="building"), generation, {}, None).to_json()
             )
-            sync_folder(folder.parent)
+            sync_path(folder.parent)
             self._writing[name] = _Writing(generation, shard)
 
     def revise(self, name: str, *, empty: bool = False) -> None:
@@ -290,7 +290,7 @@ class EdgeStore(Store):
             }
             config = (shard_folder / _EDGE_CONFIG).read_text(encoding="utf-8")
             sealed = replace(metadata, state="sealed")
-            sync_folder(folder)
+            sync_path(folder)
             replace_file(folder / _RECORD, _Record(sealed, writing.generation, files, config).to_json())
             _remove_other_generations(folder, writing.generation)
 
@@ -305,7 +305,7 @@ class EdgeStore(Store):
             self._abandon(name)
             folder = self.path / "collections" / name
             (folder / _RECORD).unlink()
-            sync_folder(folder)
+            sync_path(folder)
             _remove(folder)
 
     # Aliases
@@ -385,8 +385,11 @@ class EdgeStore(Store):
         wanted = min(limit + _TIE_MARGIN, metadata.count)
         answers: list[list[Hit]] = []
         for start in range(0, len(queries), _BATCH_QUERIES):
-            part = list(zip(queries, left_out, strict=True))[start : start + _BATCH_QUERIES]
-            made = [(vector.tolist(), _filter_of(filters, exclude)) for vector, exclude in part]
+            part = slice(start, start + _BATCH_QUERIES)
+            made = [
+                (vector.tolist(), _filter_of(filters, exclude))
+                for vector, exclude in zip(queries[part], left_out[part], strict=True)
+            ]
             for query, first in zip(made, _query(shard, name, made, wanted), strict=True):
                 found, more = first, wanted
                 # Movies that tie with the last one may be beyond the end: look until the scores differ.
@@ -601,7 +604,7 @@ def _make_store(path: Path) -> None:
         raise StoreError(f"folder {path} is not empty and not a store of embedstore; choose another --store")
     path.mkdir(parents=True, exist_ok=True)
     replace_file(path / _STORE_FILE, b'{"schema": 1, "engine": "qdrant-edge"}\n')
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
 def _check_store(path: Path) -> None:
@@ -796,12 +799,8 @@ def _copy_tree(source: Path, target: Path) -> None:
 def _sync_tree(folder: Path) -> None:
     for base, names in _walk(folder):
         for name in names:
-            descriptor = os.open(Path(base, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        sync_folder(Path(base))
+            sync_path(Path(base, name))
+        sync_path(Path(base))
 
 
 def _remove(path: Path) -> None:

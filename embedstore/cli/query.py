@@ -13,7 +13,7 @@ import click
 
 from embedstore.cli.output import Column, print_json, print_table
 from embedstore.cli.records import format_of, write_records
-from embedstore.cli.settings import alias_option, runs_option, store_option
+from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
 from embedstore.errors import EmbedstoreError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -111,12 +111,11 @@ def query(
     from embedstore.query.filters import parse_filters
     from embedstore.query.people import parse_history, read_people
     from embedstore.query.recommend import recommend, recommend_batch
-    from embedstore.stores.base import open_store
 
     _exactly_one(user=user, history=history, history_file=history_file, users_file=users_file)
     conditions = parse_filters(filters)
     # Not closed: the engine would sync every file of the shard, 15 ms for nothing; the process ends here.
-    store = open_store(store_location)
+    store = open_store_at(store_location)
     run, collection = _run_and_collection(store, runs_dir, reference, alias)
     options: dict[str, Any] = {
         "k": k,
@@ -262,11 +261,10 @@ def _run_and_collection(store: Store, runs_dir: Path, reference: str | None, ali
 
 def _run(runs_dir: Path, store_location: str, reference: str | None, alias: str) -> Run:
     from embedstore.runs.registry import find_run
-    from embedstore.stores.base import open_store
 
     if reference is not None and not reference.startswith("@"):
         return find_run(runs_dir, reference)
-    with open_store(store_location) as store:
+    with open_store_at(store_location) as store:
         return _run_and_collection(store, runs_dir, reference, alias)[0]
 
 

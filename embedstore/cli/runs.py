@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from embedstore.cli.output import Column, escape, print_csv, print_json, print_table
-from embedstore.cli.settings import alias_option, runs_option, store_option
+from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
 from embedstore.errors import NotFoundError, UsageError
 from embedstore.runs.manifest import Manifest
 from embedstore.runs.registry import RunSummary, find_run, list_runs, remove_run
@@ -157,17 +157,15 @@ def _served(location: str) -> dict[str, str]:
     """Return the runs that the aliases of the store serve, with the alias; none where there is no store."""
     if not location.startswith(("http://", "https://")) and not Path(location).exists():
         return {}
-    from embedstore.stores.base import open_store
 
-    with open_store(location) as store:
+    with open_store_at(location) as store:
         return {store.metadata(collection).run_id: alias for alias, collection in store.aliases().items()}
 
 
 def _live(location: str) -> Callable[[str, int], str]:
     def run_of(alias: str, back: int) -> str:
-        from embedstore.stores.base import open_store
 
-        with open_store(location) as store:
+        with open_store_at(location) as store:
             promotions = store.promotions(alias)
         if back >= len(promotions):
             raise NotFoundError(

@@ -5,16 +5,34 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from embedstore.errors import UsageError
 
-__all__ = ["SETTINGS_FILE", "alias_option", "data_option", "runs_option", "setting", "store_option"]
+if TYPE_CHECKING:
+    from embedstore.stores.base import Store
+    from embedstore.stores.connection import Connection
+
+__all__ = [
+    "KEY_VARIABLE",
+    "SETTINGS_FILE",
+    "alias_option",
+    "connection",
+    "data_option",
+    "open_store_at",
+    "runs_option",
+    "setting",
+    "store_option",
+]
 
 SETTINGS_FILE = "embedstore.toml"
+KEY_VARIABLE = "EMBEDSTORE_QDRANT_API_KEY"
 DEFAULTS = {"data": "data", "runs": "runs", "store": "store", "alias": "movies"}
+# How a server is reached: settings without a default, kept apart from the parameters of a command.
+SERVER = {"api_key_file": "", "ca_file": "", "grpc_port": ""}
+_META = "embedstore.connection"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,13 +56,88 @@ def runs_option(command: F) -> F:
 
 
 def store_option(command: F) -> F:
-    """Add --store, where the collections are, as store_location: str."""
-    return _option("store", "store_location", "Folder of the store.", str)(command)
+    """Add --store, where the collections are, as store_location: str, and how a server is reached.
+
+    Open it with open_store_at, which knows the rest.
+    """
+    for option in (
+        click.option(
+            "--insecure",
+            is_flag=True,
+            expose_value=False,
+            callback=_keep,
+            help="Allow an API key over plain http to another machine.",
+        ),
+        _server_option("grpc_port", "PORT", "gRPC port of the server, 0 for none. [default: REST port + 1]"),
+        _server_option("ca_file", "FILE", "Certificate authority of an https server, PEM."),
+        _server_option(
+            "api_key_file", "FILE", f"File with the API key of the server. [default: ${KEY_VARIABLE}]"
+        ),
+        _option(
+            "store", "store_location", "Folder of the store, or http(s)://HOST:6333, a Qdrant server.", str
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def alias_option(command: F) -> F:
     """Add --alias, the name that readers use, as alias: str."""
     return _option("alias", "alias", "Alias of the live collection.", str)(command)
+
+
+def connection() -> Connection:
+    """Return how the current command reaches a server.
+
+    Raises UsageError where the key cannot be read.
+    """
+    from embedstore.stores.connection import Connection, checked_key, read_key_file
+
+    given = click.get_current_context().meta.get(_META, {})
+    key_file, ca_file, port = given.get("api_key_file"), given.get("ca_file"), given.get("grpc_port")
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if port and not (port.isdecimal() and int(port) < 1 << 16):
+        raise UsageError(f"grpc port {port!r} is not a port; expected 0 to 65535")
+    if ca_file and not Path(ca_file).is_file():
+        raise UsageError(f"CA file {ca_file} is not there; expected a PEM file of certificates")
+    secret = checked_key(key, f"the key in {KEY_VARIABLE}") if key else None
+    return Connection(
+        api_key=read_key_file(Path(key_file)) if key_file else secret,
+        ca_file=Path(ca_file) if ca_file else None,
+        insecure=bool(given.get("insecure")),
+        grpc_port=int(port) if port else None,
+    )
+
+
+def open_store_at(location: str, *, create: bool = False) -> Store:
+    """Open the store that --store names, a server with the key and certificates of the current command.
+
+    Raises what open_store and connection raise.
+    """
+    from embedstore.stores.base import open_store
+    from embedstore.stores.connection import is_url
+
+    if is_url(location):
+        return open_store(location, connection=connection())
+    return open_store(location, create=create)
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    context.meta.setdefault(_META, {})[parameter.name] = value
+
+
+def _server_option(name: str, metavar: str, text: str) -> Callable[[F], F]:
+    return click.option(
+        f"--{name.replace('_', '-')}",
+        name,
+        envvar=_variable(name),
+        show_envvar=True,
+        metavar=metavar,
+        default=lambda: _file_setting(name),
+        expose_value=False,
+        callback=_keep,
+        help=text,
+    )
 
 
 def _option(name: str, argument: str, text: str, kind: type[Path] | type[str]) -> Callable[[F], F]:
@@ -75,10 +168,10 @@ def _file_setting(name: str) -> str:
         with open(SETTINGS_FILE, "rb") as file:
             text = file.read()
     except FileNotFoundError:
-        return DEFAULTS[name]
+        return {**DEFAULTS, **SERVER}[name]
     except OSError as error:
         raise UsageError(f"{SETTINGS_FILE} cannot be read: {error.strerror}; move or repair it") from error
-    return _parse(text).get(name, DEFAULTS[name])
+    return _parse(text).get(name, {**DEFAULTS, **SERVER}[name])
 
 
 def _parse(text: bytes) -> dict[str, str]:
@@ -89,9 +182,10 @@ def _parse(text: bytes) -> dict[str, str]:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{SETTINGS_FILE} is not valid TOML ({error}); correct it") from error
     for key, value in values.items():
-        if key not in DEFAULTS:
+        if key not in DEFAULTS and key not in SERVER:
             raise UsageError(
-                f"{SETTINGS_FILE} has an unknown key {key!r}; expected one of {', '.join(DEFAULTS)}"
+                f"{SETTINGS_FILE} has an unknown key {key!r}; "
+                f"expected one of {', '.join([*DEFAULTS, *SERVER])}"
             )
         if not isinstance(value, str) or not value.strip():
             raise UsageError(f"{SETTINGS_FILE}: {key} must be a text that is not empty, found {value!r}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedstore.cli.output import Column, escape, print_json, print_table
-from embedstore.cli.settings import alias_option, runs_option, store_option
+from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
 from embedstore.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -76,13 +76,12 @@ def sync(
     command carries on; after damage, it repairs point by point.
     """
     from embedstore.runs.registry import find_run
-    from embedstore.stores.base import open_store
     from embedstore.sync import sync as sync_run
 
     started = time.perf_counter()
     # The run first: a mistyped run must not leave an empty store behind.
     found = None if run.startswith("@") else find_run(runs_dir, run)
-    with open_store(store_location, create=found is not None) as store, _progress() as progress:
+    with open_store_at(store_location, create=found is not None) as store, _progress() as progress:
         found = found or _find(runs_dir, run, store)
         report = sync_run(found, store, alias=alias, promote=not no_promote, progress=progress)
     seconds = time.perf_counter() - started
@@ -109,10 +108,9 @@ def sync(
 @store_option
 def status(store_location: str, *, as_json: bool) -> None:
     """Show every collection: its alias, run, state, number of points and age."""
-    from embedstore.stores.base import open_store
     from embedstore.sync import status as status_of
 
-    with open_store(store_location) as store:
+    with open_store_at(store_location) as store:
         found = status_of(store)
     if as_json:
         print_json([asdict(line) for line in found])
@@ -148,11 +146,10 @@ def verify(run: str, runs_dir: Path, store_location: str, alias: str, *, as_json
 
     Exits with 4 at the first difference and names the point.
     """
-    from embedstore.stores.base import open_store
     from embedstore.stores.contract import collection_name
     from embedstore.sync import verify as verify_collection
 
-    with open_store(store_location) as store, _progress() as progress:
+    with open_store_at(store_location) as store, _progress() as progress:
         if run:
             found = _find(runs_dir, run, store)
             name = collection_name(alias, found.run_id)
@@ -176,10 +173,9 @@ def verify(run: str, runs_dir: Path, store_location: str, alias: str, *, as_json
 @alias_option
 def promote(run: str, runs_dir: Path, store_location: str, alias: str) -> None:
     """Point the alias at the collection of RUN, which `sync --no-promote` has made."""
-    from embedstore.stores.base import open_store
     from embedstore.sync import promote_run
 
-    with open_store(store_location) as store:
+    with open_store_at(store_location) as store:
         run_id = _find(runs_dir, run, store).run_id
         moved = promote_run(store, run_id, alias=alias)
         now = store.live(alias).collection
@@ -191,20 +187,18 @@ def promote(run: str, runs_dir: Path, store_location: str, alias: str) -> None:
 @alias_option
 def rollback(store_location: str, alias: str) -> None:
     """Point the alias at the collection that it named before the present one."""
-    from embedstore.stores.base import open_store
     from embedstore.sync import rollback as roll_back
 
-    with open_store(store_location) as store:
+    with open_store_at(store_location) as store:
         now = roll_back(store, alias=alias)
     click.echo(f"alias {alias} -> {now.collection}")
 
 
 @contextmanager
 def _store_if_there(location: str) -> Iterator[Store | None]:
-    from embedstore.stores.base import open_store
 
     try:
-        store = open_store(location)
+        store = open_store_at(location)
     except NotFoundError:
         yield None
         return

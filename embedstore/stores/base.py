@@ -14,13 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import MovieId
-from embedstore.errors import NotFoundError, UsageError
-from embedstore.stores.contract import CollectionSpec, Metadata, PointBatch, PointId
+from embedstore.errors import NotFoundError
+from embedstore.stores.connection import NO_KEY, Connection, is_url
+from embedstore.stores.contract import CollectionSpec, Metadata, PointBatch, PointId, SearchIndex
 
-__all__ = ["NO_FILTERS", "Filters", "Hit", "Promotion", "Store", "YearOperator", "open_store"]
+__all__ = ["NO_FILTERS", "Filters", "Hit", "Promotion", "Query", "Store", "YearOperator", "open_store"]
 
 YearOperator = Literal["=", "<", "<=", ">", ">="]
 Vector = npt.NDArray[np.float32]
+
+_TIE_MARGIN = 1
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,17 @@ class Hit:
 
 
 @dataclass(frozen=True)
+class Query:
+    """One search: vector, shape (dim,), and what its answer must fulfil."""
+
+    vector: Vector
+    filters: Filters
+    exclude: Sequence[MovieId]
+
+
+@dataclass(frozen=True)
 class Promotion:
-    """One flip of an alias. at is UTC, ISO 8601."""
+    """One flip of an alias. at is UTC, ISO 8601, empty where nobody noted it."""
 
     collection: str
     run_id: str
@@ -67,10 +79,16 @@ class Store(ABC):
     """
 
     location: str
+    in_place: bool = False  # whether a revision writes to what readers see
+    approximate: bool = False  # whether tune can build an index
 
     @abstractmethod
     def collections(self) -> list[str]:
-        """Return the names of all collections, the building ones too, in ascending order."""
+        """Return the names of embedstore's collections, the building ones too, in ascending order."""
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether any collection has that name, one of other tools too; an alias is none."""
 
     @abstractmethod
     def metadata(self, name: str) -> Metadata: ...
@@ -83,11 +101,20 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def create_indexes(self, name: str) -> None:
+        """Create the payload indexes of the contract that the version being written lacks."""
+
+    def tune(self, name: str, index: SearchIndex) -> None:
+        """Build the index of the movie vectors, and return when it serves. Only where approximate is True."""
+        raise NotImplementedError
+
+    @abstractmethod
     def revise(self, name: str, *, empty: bool = False) -> None:
         """Let writes go to a new version of a collection that readers see only once it is sealed.
 
         The version starts as a copy, or empty. A building collection is its own version, so only
-        empty changes it. A version that is never sealed leaves the collection as it was.
+        empty changes it. A version that is never sealed leaves the collection as it was. Where in_place
+        is True, readers see the writes at once, and what an alias names cannot be emptied (StoreError).
         """
 
     @abstractmethod
@@ -151,6 +178,12 @@ class Store(ABC):
         """Return the flips of alias, newest last; older than the last 100 are forgotten."""
 
     @abstractmethod
+    def nearest(self, name: str, queries: Sequence[Query], limit: int) -> list[list[Hit]]:
+        """Return, for every query, the limit points of the highest dot product, by descending score.
+
+        Unlike search, in any order among equal scores. Reads the version that is being written, if any.
+        """
+
     def search(
         self,
         name: str,
@@ -166,8 +199,11 @@ class Store(ABC):
         Excluded movies are left out within the search, so that limit movies remain. Reads the
         version that is being written, if any.
         """
+        row = np.asarray(vector, dtype=np.float32)
+        if row.ndim != 1:
+            raise ValueError(f"vector must have shape (dim,), received {row.shape}")
+        return self.search_batch(name, row[None], limit=limit, filters=filters, excludes=[exclude])[0]
 
-    @abstractmethod
     def search_batch(
         self,
         name: str,
@@ -181,6 +217,25 @@ class Store(ABC):
 
         excludes has one sequence of movies for every row.
         """
+        metadata = self.metadata(name)
+        rows = _checked_queries(vectors, metadata.dim)
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, received {limit}")
+        left_out = [()] * len(rows) if excludes is None else excludes
+        if len(left_out) != len(rows):
+            raise ValueError(f"excludes must have one entry per vector ({len(rows)}), got {len(left_out)}")
+        limit = min(limit, metadata.count)
+        wanted = min(limit + _TIE_MARGIN, metadata.count)
+        queries = [Query(row, filters, exclude) for row, exclude in zip(rows, left_out, strict=True)]
+        answers = []
+        for query, first in zip(queries, self.nearest(name, queries, wanted), strict=True):
+            found, more = first, wanted
+            # Movies that tie with the last one may be beyond the end: look until the scores differ.
+            while len(found) == more < metadata.count and found[limit - 1].score == found[-1].score:
+                more = min(2 * more, metadata.count)
+                found = self.nearest(name, [query], more)[0]
+            answers.append(sorted(found, key=_rank)[:limit])
+        return answers
 
     @abstractmethod
     def vectors_of(self, name: str, movie_ids: Sequence[MovieId]) -> npt.NDArray[np.float32]:
@@ -222,16 +277,32 @@ class Store(ABC):
         self.close()
 
 
-def open_store(location: str | Path, *, create: bool = False) -> Store:
-    """Open the store at location, a folder; with create, make it where it is missing.
+def open_store(location: str | Path, *, create: bool = False, connection: Connection = NO_KEY) -> Store:
+    """Open the store at location: a folder, or the URL of a Qdrant server (of several nodes, with commas).
 
-    Raises NotFoundError where there is none, StoreError where the folder is not a store or was
-    made by a newer version, UsageError for a URL.
+    create makes the folder where it is missing. connection holds the key and certificates of a server.
+
+    Raises NotFoundError where there is no store, StoreError where the folder is not a store or was made
+    by a newer version, or the server is too old or refuses the key, StoreUnreachableError where it gives
+    no answer, UsageError for a URL that cannot be meant.
     """
-    if str(location).startswith(("http://", "https://")):
-        raise UsageError(
-            f"store {location} is a URL, which this version does not serve; give a folder to --store"
-        )
+    if is_url(str(location)):
+        from embedstore.stores.server import ServerStore
+
+        return ServerStore(str(location), connection)
     from embedstore.stores.edge import EdgeStore
 
     return EdgeStore(Path(location), create=create)
+
+
+def _checked_queries(vectors: npt.NDArray[np.float32], dim: int) -> npt.NDArray[np.float32]:
+    rows = np.asarray(vectors, dtype=np.float32)
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise ValueError(f"query vectors must have shape (n, {dim}), received {rows.shape}")
+    if not np.isfinite(rows).all():
+        raise ValueError("query vectors must be finite, received NaN or infinity")
+    return rows
+
+
+def _rank(hit: Hit) -> tuple[float, MovieId]:
+    return (-hit.score, hit.movie_id)

@@ -27,23 +27,31 @@ if TYPE_CHECKING:
     from embedstore.runs.run import Run
 
 __all__ = [
+    "ANY_SPREAD",
+    "EXACT",
     "HISTORY_VECTOR",
+    "INDEXES",
     "NAMESPACE",
     "SCHEMA_VERSION",
     "CollectionSpec",
     "Metadata",
     "PointBatch",
     "PointId",
+    "SearchIndex",
+    "Spread",
+    "check_batch",
     "collection_name",
     "payload",
     "point_id",
     "points",
     "points_at",
+    "rows_of",
     "valid_alias",
 ]
 
 SCHEMA_VERSION = 1
 HISTORY_VECTOR = "history"
+INDEXES = {"genres": "keyword", "year": "integer"}
 NAMESPACE = uuid.UUID("6f1b0f0e-6d0c-5a53-9c0e-0a3a7c1a5b1d")
 
 PointId = int | str
@@ -55,11 +63,41 @@ _LARGEST_POINT_ID = 2**64 - 1
 
 
 @dataclass(frozen=True)
+class Spread:
+    """How a cluster spreads a collection; None leaves it to the server.
+
+    write_consistency: how many replicas must have a write before it is acknowledged.
+    """
+
+    shards: int | None = None
+    replicas: int | None = None
+    write_consistency: int | None = None
+
+
+ANY_SPREAD = Spread()
+
+
+@dataclass(frozen=True)
 class CollectionSpec:
     """The shape of a collection: the vectors' width, and whether there are history vectors."""
 
     dim: int
     additive: bool
+    spread: Spread = ANY_SPREAD
+
+
+@dataclass(frozen=True)
+class SearchIndex:
+    """How the movie vectors are searched by default: exactly where m is 0, else by HNSW."""
+
+    m: int = 0
+    ef: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"exact": self.m == 0, "m": self.m, "ef": self.ef}
+
+
+EXACT = SearchIndex()
 
 
 @dataclass(frozen=True)
@@ -75,7 +113,7 @@ class Metadata:
     created_at: str
     heartbeat: str
     tool_version: str
-    search: Mapping[str, Any] = field(default_factory=lambda: {"exact": True, "m": 0, "ef": 0})
+    search: Mapping[str, Any] = field(default_factory=EXACT.to_dict)
     recall: Mapping[str, Any] | None = None  # {"k", "value"}, measured before sealing
     schema: int = SCHEMA_VERSION
 
@@ -125,6 +163,27 @@ class PointBatch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def check_batch(name: str, batch: PointBatch, spec: CollectionSpec) -> None:
+    """Raise ValueError for wrong shapes, and for NaN, which engines take silently."""
+    expected = (len(batch), spec.dim)
+    arrays = [batch.movie_vectors] + ([batch.history_vectors] if batch.history_vectors is not None else [])
+    if spec.additive != (batch.history_vectors is not None):
+        raise ValueError(f"collection {name!r} expects history vectors: {spec.additive}")
+    for array in arrays:
+        if array.shape != expected or array.dtype != np.float32:
+            raise ValueError(
+                f"vectors must be float32 of shape {expected}, received {array.dtype} {array.shape}"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError("vectors must be finite, received NaN or infinity")
+
+
+def rows_of(values: Sequence[Sequence[float] | None], dim: int) -> Matrix:
+    """Return vectors as rows; a missing one, or one of another width, is a row of NaN: foreign hands."""
+    rows = [[np.nan] * dim if value is None or len(value) != dim else value for value in values]
+    return np.array(rows, dtype=np.float32).reshape(len(rows), dim)
 
 
 def valid_alias(alias: str) -> str:

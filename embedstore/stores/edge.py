@@ -40,16 +40,20 @@ import numpy.typing as npt
 import qdrant_edge as edge
 
 from embedstore.data.features import MovieId
-from embedstore.errors import NotFoundError, StoreError, StoreLockedError
+from embedstore.errors import NotFoundError, StoreError, StoreLockedError, UsageError
 from embedstore.runs.manifest import digest_of, replace_file, sync_path
-from embedstore.stores.base import NO_FILTERS, Filters, Hit, Promotion, Store, Vector
+from embedstore.stores.base import NO_FILTERS, Filters, Hit, Promotion, Query, Store
 from embedstore.stores.contract import (
+    ANY_SPREAD,
     HISTORY_VECTOR,
+    INDEXES,
     CollectionSpec,
     Metadata,
     PointBatch,
     PointId,
+    check_batch,
     point_id,
+    rows_of,
     valid_alias,
 )
 
@@ -64,11 +68,10 @@ _SEGMENT = "segment.json"
 _EDGE_UNFINISHED = ".atomicwrite"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,250}")
 _PROMOTIONS_KEPT = 100
-_TIE_MARGIN = 1
 _BATCH_QUERIES = 64
 _BLOCK = 1 << 20
 _LOADING_SECONDS = 5
-_INDEXES = {"genres": edge.PayloadSchemaType.Keyword, "year": edge.PayloadSchemaType.Integer}
+_INDEX_TYPES = {"keyword": edge.PayloadSchemaType.Keyword, "integer": edge.PayloadSchemaType.Integer}
 _EXACT = edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10000)
 
 # Real use of a shard, measured with benchmarks/sync.py: vectors, then id tables, payload and
@@ -151,6 +154,10 @@ class EdgeStore(Store):
         with _disk(self.path):
             return sorted(path.parent.name for path in (self.path / "collections").glob(f"*/{_RECORD}"))
 
+    def exists(self, name: str) -> bool:
+        with _disk(self.path):
+            return bool(_NAME.fullmatch(name)) and (self.path / "collections" / name / _RECORD).exists()
+
     def metadata(self, name: str) -> Metadata:
         return self._record(name).metadata
 
@@ -158,6 +165,10 @@ class EdgeStore(Store):
         with self.writer(), _disk(self.path):
             if not _NAME.fullmatch(name):
                 raise StoreError(f"collection name {name!r} cannot be used; expected letters, digits, '_.-'")
+            if spec.spread != ANY_SPREAD:
+                raise UsageError(
+                    "an embedded store has neither shards nor replicas; give a server to --store"
+                )
             if name in self.aliases():
                 raise StoreError(f"collection {name!r} has the name of an alias; choose another alias")
             if (self.path / "collections" / name / _RECORD).exists() and self._record(name).sealed:
@@ -174,6 +185,12 @@ class EdgeStore(Store):
             )
             sync_path(folder.parent)
             self._writing[name] = _Writing(generation, shard)
+
+    def create_indexes(self, name: str) -> None:
+        with self.writer():
+            writing = self._writer_of(name)
+            writing.dirty = True
+            _reindex(writing.shard)
 
     def revise(self, name: str, *, empty: bool = False) -> None:
         with self.writer(), _disk(self.path):
@@ -204,8 +221,9 @@ class EdgeStore(Store):
 
     def upsert(self, name: str, batch: PointBatch) -> None:
         record = self._record(name)
-        vectors, history = _checked(name, batch, record.metadata.spec)
-        rows = vectors.tolist()  # Edge takes lists faster than arrays
+        check_batch(name, batch, record.metadata.spec)
+        history = batch.history_vectors
+        rows = batch.movie_vectors.tolist()  # Edge takes lists faster than arrays
         if history is None:
             made = [
                 edge.Point(i, v, _as_dict(p)) for i, v, p in zip(batch.ids, rows, batch.payloads, strict=True)
@@ -350,54 +368,16 @@ class EdgeStore(Store):
 
     # Search
 
-    def search(
-        self,
-        name: str,
-        vector: Vector,
-        *,
-        limit: int,
-        filters: Filters = NO_FILTERS,
-        exclude: Sequence[MovieId] = (),
-    ) -> list[Hit]:
-        vectors = np.asarray(vector, dtype=np.float32)
-        if vectors.ndim != 1:
-            raise ValueError(f"vector must have shape (dim,), received {vectors.shape}")
-        return self.search_batch(name, vectors[None], limit=limit, filters=filters, excludes=[exclude])[0]
-
-    def search_batch(
-        self,
-        name: str,
-        vectors: npt.NDArray[np.float32],
-        *,
-        limit: int,
-        filters: Filters = NO_FILTERS,
-        excludes: Sequence[Sequence[MovieId]] | None = None,
-    ) -> list[list[Hit]]:
+    def nearest(self, name: str, queries: Sequence[Query], limit: int) -> list[list[Hit]]:
         shard = self._any_shard(name)
-        metadata = self._record(name).metadata
-        queries = _checked_queries(vectors, metadata.dim)
-        if limit < 1:
-            raise ValueError(f"limit must be at least 1, received {limit}")
-        left_out = [()] * len(queries) if excludes is None else excludes
-        if len(left_out) != len(queries):
-            raise ValueError(f"excludes must have one entry per vector ({len(queries)}), got {len(left_out)}")
-        limit = min(limit, metadata.count)
-        wanted = min(limit + _TIE_MARGIN, metadata.count)
         answers: list[list[Hit]] = []
         for start in range(0, len(queries), _BATCH_QUERIES):
-            part = slice(start, start + _BATCH_QUERIES)
-            made = [
-                (vector.tolist(), _filter_of(filters, exclude))
-                for vector, exclude in zip(queries[part], left_out[part], strict=True)
+            part = queries[start : start + _BATCH_QUERIES]
+            made = [(query.vector.tolist(), _filter_of(query.filters, query.exclude)) for query in part]
+            answers += [
+                [Hit(point.payload["movie_id"], point.score, point.payload) for point in found]
+                for found in _query(shard, name, made, limit)
             ]
-            for query, first in zip(made, _query(shard, name, made, wanted), strict=True):
-                found, more = first, wanted
-                # Movies that tie with the last one may be beyond the end: look until the scores differ.
-                while len(found) == more < metadata.count and found[limit - 1].score == found[-1].score:
-                    more = min(2 * more, metadata.count)
-                    found = _query(shard, name, [query], more)[0]
-                hits = [Hit(point.payload["movie_id"], point.score, point.payload) for point in found]
-                answers.append(sorted(hits, key=_rank)[:limit])
         return answers
 
     def vectors_of(self, name: str, movie_ids: Sequence[MovieId]) -> npt.NDArray[np.float32]:
@@ -684,8 +664,8 @@ def _create_shard(folder: Path, spec: CollectionSpec) -> edge.EdgeShard:
         shard = edge.EdgeShard.create(
             str(folder), edge.EdgeConfig(vectors=vectors, hnsw_config=_EXACT, wal_enabled=False)
         )
-        for key, kind in _INDEXES.items():
-            shard.update(edge.UpdateOperation.create_field_index(key, kind))
+        for key, kind in INDEXES.items():
+            shard.update(edge.UpdateOperation.create_field_index(key, _INDEX_TYPES[kind]))
     return shard
 
 
@@ -732,8 +712,8 @@ def _reindex(shard: edge.EdgeShard) -> None:
     with _engine("payload indexes cannot be built"):
         for key in shard.info().payload_schema:
             shard.update(edge.UpdateOperation.delete_field_index(key))
-        for key, kind in _INDEXES.items():
-            shard.update(edge.UpdateOperation.create_field_index(key, kind))
+        for key, kind in INDEXES.items():
+            shard.update(edge.UpdateOperation.create_field_index(key, _INDEX_TYPES[kind]))
 
 
 def _close(shard: edge.EdgeShard) -> None:
@@ -817,33 +797,6 @@ def _remove_other_generations(folder: Path, generation: str) -> None:
             _remove(child)
 
 
-def _checked(
-    name: str, batch: PointBatch, spec: CollectionSpec
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-    """Return the vectors as float32. Raises ValueError for wrong shapes and for NaN, which Edge accepts."""
-    expected = (len(batch), spec.dim)
-    arrays = [batch.movie_vectors] + ([batch.history_vectors] if batch.history_vectors is not None else [])
-    if spec.additive != (batch.history_vectors is not None):
-        raise ValueError(f"collection {name!r} expects history vectors: {spec.additive}")
-    for array in arrays:
-        if array.shape != expected or array.dtype != np.float32:
-            raise ValueError(
-                f"vectors must be float32 of shape {expected}, received {array.dtype} {array.shape}"
-            )
-        if not np.isfinite(array).all():
-            raise ValueError("vectors must be finite, received NaN or infinity")
-    return batch.movie_vectors, batch.history_vectors
-
-
-def _checked_queries(vectors: npt.NDArray[np.float32], dim: int) -> npt.NDArray[np.float32]:
-    queries = np.asarray(vectors, dtype=np.float32)
-    if queries.ndim != 2 or queries.shape[1] != dim:
-        raise ValueError(f"query vectors must have shape (n, {dim}), received {queries.shape}")
-    if not np.isfinite(queries).all():
-        raise ValueError("query vectors must be finite, received NaN or infinity")
-    return queries
-
-
 def _as_dict(payload: Mapping[str, Any]) -> dict[str, Any]:
     return payload if isinstance(payload, dict) else dict(payload)
 
@@ -875,10 +828,6 @@ def _query(
         return list(shard.query_batch(edge.QueryBatchRequest(requests)))
 
 
-def _rank(hit: Hit) -> tuple[float, MovieId]:
-    return (-hit.score, hit.movie_id)
-
-
 def _plain_id(value: Any) -> PointId:
     return value if isinstance(value, int) else str(value)
 
@@ -891,18 +840,11 @@ def _batch_of(records: Sequence[Any], spec: CollectionSpec, *, vectors: bool) ->
         return PointBatch(ids, none, none if spec.additive else None, payloads)
     found = [record.vector for record in records]  # converted on every access
     if not spec.additive and not any(isinstance(value, dict) for value in found):
-        return PointBatch(ids, _rows_of(found, spec.dim), None, payloads)
+        return PointBatch(ids, rows_of(found, spec.dim), None, payloads)
     named = [value if isinstance(value, dict) else {"": value} for value in found]
     return PointBatch(
         ids,
-        _rows_of([value.get("") for value in named], spec.dim),
-        _rows_of([value.get(HISTORY_VECTOR) for value in named], spec.dim) if spec.additive else None,
+        rows_of([value.get("") for value in named], spec.dim),
+        rows_of([value.get(HISTORY_VECTOR) for value in named], spec.dim) if spec.additive else None,
         payloads,
     )
-
-
-def _rows_of(values: Sequence[Sequence[float] | None], dim: int) -> npt.NDArray[np.float32]:
-    """Return vectors as rows; a missing one, written by foreign hands, is a row of NaN."""
-    if None in values:
-        values = [[np.nan] * dim if value is None else value for value in values]
-    return np.array(values, dtype=np.float32)

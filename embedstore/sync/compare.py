@@ -12,13 +12,12 @@ import numpy.typing as npt
 from embedstore.data.features import Rows
 from embedstore.runs.run import Run
 from embedstore.stores.base import Store
-from embedstore.stores.contract import PointBatch, PointId, point_id, points_at
+from embedstore.stores.contract import INDEXES, PointBatch, PointId, point_id, points_at
 
-__all__ = ["INDEXES", "Difference", "Progress", "compare", "everything"]
+__all__ = ["Difference", "Progress", "compare", "everything"]
 
 Progress = Callable[[str, int, int], None]  # (what is being done, points done, points in all)
 
-INDEXES = {"genres": "keyword", "year": "integer"}
 _REASONS_KEPT = 20
 _NUMBERS = ("movie_id", "year", "popularity")
 

@@ -68,7 +68,8 @@ def rollback(store: Store, *, alias: str = "movies") -> Promotion:
 
 
 def _status_of(store: Store, name: str, aliases: tuple[str, ...], now: datetime) -> Status:
-    promoted_at = store.live(aliases[0]).at if aliases and store.promotions(aliases[0]) else None
+    flips = store.promotions(aliases[0]) if aliases else []
+    promoted_at = flips[-1].at or None if flips else None
     try:
         metadata = store.metadata(name)
     except EmbedstoreError as error:

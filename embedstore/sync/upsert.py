@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -13,14 +14,26 @@ import numpy as np
 from embedstore.errors import NotFoundError, RunError, StoreError, VerificationError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Store
-from embedstore.stores.contract import Metadata, collection_name, points_at, valid_alias
+from embedstore.stores.contract import (
+    ANY_SPREAD,
+    EXACT,
+    Metadata,
+    SearchIndex,
+    Spread,
+    collection_name,
+    points_at,
+    valid_alias,
+)
 from embedstore.sync.compare import Difference, Progress, compare, everything
-from embedstore.sync.verify import check
+from embedstore.sync.verify import check, good, measure_recall
 
 __all__ = ["Progress", "SyncReport", "existing", "refuse_clash", "sync", "validate_run"]
 
 _BATCH = 1000
 _HEARTBEAT_SECONDS = 10.0
+# Up to here exact search takes some 20 ms; beyond, HNSW, with more links while the recall is too low.
+_LARGEST_EXACT = 80 << 20
+_LADDER = (SearchIndex(32, 256), SearchIndex(48, 384), SearchIndex(64, 512))
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,7 @@ def sync(
     *,
     alias: str = "movies",
     promote: bool = True,
+    spread: Spread = ANY_SPREAD,
     progress: Progress | None = None,
 ) -> SyncReport:
     """Upsert the movie vectors of run, verify them, and point alias at them.
@@ -56,6 +70,7 @@ def sync(
     Only points that are missing or different are written, so a second sync writes nothing and
     an interrupted one carries on where it stopped. The alias moves last and in one step:
     readers see the old run or the new run, never a mixture. Does not delete older collections.
+    spread is that of a new collection on a cluster.
 
     Raises RunError where the run is damaged, StoreError where a collection of this name was made
     from other content or the disk lacks the room, StoreLockedError where another process writes,
@@ -69,7 +84,7 @@ def sync(
         if before is not None and before.state == "sealed" and store.intact(name):
             state, difference, recall = "unchanged", None, before.recall
         else:
-            state, difference, recall = _build(run, store, name, before, progress)
+            state, difference, recall = _build(run, store, name, before, spread, progress)
         previous = store.aliases().get(alias)
         promoted = promote and store.promote(alias, name)
     return SyncReport(
@@ -105,7 +120,7 @@ def validate_run(run: Run) -> None:
 
 def refuse_clash(store: Store, alias: str, name: str) -> None:
     """Raise StoreError where alias is the name of a collection, or name that of an alias."""
-    if alias in store.collections():
+    if store.exists(alias):
         raise StoreError(f"alias {alias!r} is the name of a collection; choose another --alias")
     if name in store.aliases():
         raise StoreError(f"collection {name!r} would have the name of an alias; choose another --alias")
@@ -129,35 +144,55 @@ def existing(run: Run, store: Store, name: str) -> Metadata | None:
 
 
 def _build(
-    run: Run, store: Store, name: str, before: Metadata | None, progress: Progress | None
+    run: Run, store: Store, name: str, before: Metadata | None, spread: Spread, progress: Progress | None
 ) -> tuple[str, Difference, dict[str, Any]]:
     """Bring the collection into the state of run and seal it; return what was done."""
     metadata = _metadata(run) if before is None else before
     difference = everything(run)
     if before is None:
         state = "created"
-        store.create(name, metadata.spec, metadata)
+        store.create(name, replace(metadata.spec, spread=spread), metadata)
     else:
         state = "resumed" if before.state == "building" else "repaired"
         try:
             store.revise(name)
             difference = compare(run, store, name, progress=progress)
         except StoreError:  # it cannot be opened or read
+            if store.in_place:
+                raise
             state = "rebuilt"
             store.revise(name, empty=True)
+    if store.in_place and state == "repaired" and not difference:
+        with suppress(VerificationError):  # other hands changed an index: mended below
+            return "unchanged", difference, check(run, store, name, compared=True, progress=progress)
     _apply(run, store, name, metadata, difference, progress)
     try:
-        recall = check(run, store, name, progress=progress)
+        index, recall = _index_and_check(run, store, name, progress)
     except (StoreError, VerificationError):
-        if state in ("created", "rebuilt"):
+        if store.in_place or state in ("created", "rebuilt"):
             raise
         # Mending did not help, so the shard itself is damaged.
         state, difference = "rebuilt", replace(everything(run), reasons=difference.reasons)
         store.revise(name, empty=True)
         _apply(run, store, name, metadata, difference, progress)
-        recall = check(run, store, name, progress=progress)
-    store.seal(name, replace(metadata, heartbeat=_now(), recall=recall, count=len(run.movies)))
+        index, recall = _index_and_check(run, store, name, progress)
+    made = replace(metadata, heartbeat=_now(), recall=recall, count=len(run.movies), search=index.to_dict())
+    store.seal(name, made)
     return state, difference, recall
+
+
+def _index_and_check(
+    run: Run, store: Store, name: str, progress: Progress | None
+) -> tuple[SearchIndex, dict[str, Any]]:
+    """Give the collection the least index whose measured recall is good, and return what check returns."""
+    index = EXACT
+    if store.approximate:
+        ladder = (EXACT,) if run.movie_vectors.nbytes <= _LARGEST_EXACT else _LADDER
+        for index in ladder:
+            store.tune(name, index)
+            if good(measure_recall(run, store, name)):
+                break
+    return index, check(run, store, name, progress=progress)
 
 
 def _apply(
@@ -170,6 +205,8 @@ def _apply(
 ) -> None:
     """Write what is missing or different, delete what is extra, and flush."""
     rows = difference.rows
+    if difference.indexes_missing:
+        store.create_indexes(name)
     beaten = time.monotonic()
     for start in range(0, len(difference.extra), _BATCH):
         store.delete(name, difference.extra[start : start + _BATCH])

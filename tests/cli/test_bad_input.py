@@ -238,7 +238,7 @@ CASES = [
     Case("no store", QUERY, 3, "store", remove("store")),
     Case("store is a file", ["query", "--store", "file", "--user", "3"], 1, "file"),
     Case("sync into a file", ["sync", "--store", "file"], 1, "file"),
-    Case("store is a URL", ["query", "--store", "http://localhost:6333", "--user", "3"], 2, "is a URL"),
+    Case("dead server", ["query", "--store", "http://127.0.0.1:9", "--user", "3"], 5, "gives no answer"),
     Case(
         "store of a newer version", QUERY, 1, "has schema 99", edit_json("store/embedstore.json", schema=99)
     ),

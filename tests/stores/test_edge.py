@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from embedstore.errors import EmbedstoreError, NotFoundError, StoreError, StoreLockedError, UsageError
+from embedstore.errors import EmbedstoreError, NotFoundError, StoreError, StoreLockedError
 from embedstore.runs.run import Run
 from embedstore.stores.base import open_store
 from embedstore.sync import sync
@@ -50,8 +50,6 @@ def test_where_there_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="embedstore sync"):
         open_store(tmp_path / "nope")
     assert not (tmp_path / "nope").exists()
-    with pytest.raises(UsageError, match="URL"):
-        open_store("http://localhost:6333")
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match="is a file"):
         open_store(tmp_path / "file", create=True)

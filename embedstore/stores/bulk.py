@@ -1,0 +1,228 @@
+"""Many points at a time over gRPC: qdrant-client's messages, vectors as their bytes on the wire.
+
+A DenseVector is one packed field, so a row of float32 is its header and the row's own bytes; made and
+read that way, a vector never becomes a list of Python floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from embedstore.errors import StoreUnreachableError
+from embedstore.stores.connection import Connection, Endpoint
+from embedstore.stores.contract import HISTORY_VECTOR, CollectionSpec, PointBatch, PointId
+from embedstore.stores.rest import OverloadedError, persistently, refusal
+
+__all__ = ["GrpcBulk"]
+
+_SECONDS = 60.0
+_PROBE_SECONDS = 2.0
+_FLOATS = 0x0A  # field 1, length-delimited
+_STATUS = {  # of HTTP, so that both ways lead to the same sentences
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "NOT_FOUND": 404,
+    "ALREADY_EXISTS": 409,
+    "RESOURCE_EXHAUSTED": 429,
+    "INVALID_ARGUMENT": 400,
+    "FAILED_PRECONDITION": 400,
+    "OUT_OF_RANGE": 400,
+    "UNIMPLEMENTED": 400,
+    "CANCELLED": 503,
+}
+
+T = TypeVar("T")
+
+
+class GrpcBulk:
+    """Upserts and scrolls over the gRPC ports of one or several nodes.
+
+    The constructor raises StoreUnreachableError where the first node's port does not answer as Qdrant.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint], connection: Connection) -> None:
+        import grpc
+        from qdrant_client import grpc as messages
+
+        self._grpc: Any = grpc
+        self._messages: Any = messages
+        self._key = connection.api_key
+        self._endpoints = [endpoint for endpoint in endpoints if endpoint.grpc_port is not None]
+        self._channels = [self._channel(endpoint, connection) for endpoint in self._endpoints]
+        self._points = [self._messages.PointsStub(channel) for channel in self._channels]
+        self._now = 0
+        if not self._channels:
+            raise StoreUnreachableError("gRPC is switched off")
+        self._probe()
+
+    def close(self) -> None:
+        for channel in self._channels:
+            channel.close()
+
+    def upsert(self, name: str, batch: PointBatch) -> None:
+        """Write points, and return when they can be read."""
+        request = self._messages.UpsertPoints(
+            collection_name=name, wait=True, points=_point_structs(self._messages, batch)
+        )
+        self._call("Upsert", request)
+
+    def scroll(
+        self, name: str, spec: CollectionSpec, *, offset: Any, limit: int, vectors: bool
+    ) -> tuple[PointBatch, Any]:
+        """Return a page of points in ascending order of their id, and the next offset, None at the end."""
+        q = self._messages
+        answer = self._call(
+            "Scroll",
+            q.ScrollPoints(
+                collection_name=name,
+                offset=offset,
+                limit=limit,
+                with_payload=q.WithPayloadSelector(enable=True),
+                with_vectors=q.WithVectorsSelector(enable=vectors),
+            ),
+        )
+        more = answer.next_page_offset if answer.HasField("next_page_offset") else None
+        return _batch_of(answer.result, spec, vectors=vectors), more
+
+    def _channel(self, endpoint: Endpoint, connection: Connection) -> Any:
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        target = f"{host}:{endpoint.grpc_port}"
+        options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        if not endpoint.secure:
+            return self._grpc.insecure_channel(target, options=options)
+        roots = None if connection.ca_file is None else connection.ca_file.read_bytes()
+        return self._grpc.secure_channel(target, self._grpc.ssl_channel_credentials(roots), options=options)
+
+    def _probe(self) -> None:
+        health = self._messages.QdrantStub(self._channels[0])
+        try:
+            health.HealthCheck(self._messages.HealthCheckRequest(), timeout=_PROBE_SECONDS)
+        except self._grpc.RpcError as error:
+            self.close()
+            port = self._endpoints[0].grpc_port
+            code = getattr(error, "code", lambda: None)()
+            raise StoreUnreachableError(
+                f"gRPC port {port} gives no answer ({getattr(code, 'name', 'error')})"
+            ) from None
+
+    def _call(self, method: str, request: Any) -> Any:
+        metadata = () if self._key is None else (("api-key", self._key.reveal()),)
+
+        def send() -> Any:
+            try:
+                return getattr(self._points[self._now], method)(request, timeout=_SECONDS, metadata=metadata)
+            except self._grpc.RpcError as error:
+                raise self._meaning_of(error) from None
+
+        return persistently(send)
+
+    def _meaning_of(self, error: Any) -> Exception:
+        code, said = error.code().name, " ".join((error.details() or "").split())
+        endpoint = self._endpoints[self._now]
+        where = f"{endpoint.url} (gRPC port {endpoint.grpc_port})"
+        if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
+            self._now = (self._now + 1) % len(self._channels)
+            return OverloadedError(f"store {where} gives no answer ({code}: {said}); start the server")
+        waits = [value for key, value in error.trailing_metadata() or () if key == "retry-after"]
+        asked = float(waits[0]) if waits and waits[0].isdecimal() else None
+        return refusal(where, _STATUS.get(code, 500), said, asked)
+
+
+def _point_structs(q: Any, batch: PointBatch) -> list[Any]:
+    movies = _dense_vectors(q, batch.movie_vectors)
+    if batch.history_vectors is None:
+        vectors = [q.Vectors(vector=q.Vector(dense=dense)) for dense in movies]
+    else:
+        vectors = [
+            q.Vectors(
+                vectors=q.NamedVectors(vectors={"": q.Vector(dense=v), HISTORY_VECTOR: q.Vector(dense=h)})
+            )
+            for v, h in zip(movies, _dense_vectors(q, batch.history_vectors), strict=True)
+        ]
+    return [
+        q.PointStruct(id=_grpc_id(q, key), vectors=vector, payload=_payload_of(q, payload))
+        for key, vector, payload in zip(batch.ids, vectors, batch.payloads, strict=True)
+    ]
+
+
+def _dense_vectors(q: Any, rows: npt.NDArray[np.float32]) -> list[Any]:
+    content = np.ascontiguousarray(rows, dtype="<f4").tobytes()
+    width = rows.shape[1] * 4
+    header = bytes([_FLOATS]) + _varint(width)
+    parse = q.DenseVector.FromString
+    return [parse(header + content[start : start + width]) for start in range(0, len(content), width)]
+
+
+def _varint(number: int) -> bytes:
+    digits = []
+    while number > 0x7F:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*digits, number])
+
+
+def _grpc_id(q: Any, key: PointId) -> Any:
+    return q.PointId(num=key) if isinstance(key, int) else q.PointId(uuid=key)
+
+
+def _payload_of(q: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _value_of(q, value) for key, value in payload.items()}
+
+
+def _value_of(q: Any, value: Any) -> Any:
+    """Return one of the values that the contract's payload has."""
+    if isinstance(value, str):
+        return q.Value(string_value=value)
+    if isinstance(value, int):
+        return q.Value(integer_value=value)
+    if value is None:
+        return q.Value(null_value=0)
+    return q.Value(list_value=q.ListValue(values=[_value_of(q, part) for part in value]))
+
+
+def _plain(value: Any) -> Any:
+    """Return any payload value, also of foreign hands, as JSON would hold it."""
+    kind = value.WhichOneof("kind")
+    if kind == "list_value":
+        return [_plain(part) for part in value.list_value.values]
+    if kind == "struct_value":
+        return {key: _plain(part) for key, part in value.struct_value.fields.items()}
+    return None if kind in (None, "null_value") else getattr(value, kind)
+
+
+def _batch_of(points: Sequence[Any], spec: CollectionSpec, *, vectors: bool) -> PointBatch:
+    ids = [point.id.num if point.id.HasField("num") else point.id.uuid for point in points]
+    payloads = [{key: _plain(value) for key, value in point.payload.items()} for point in points]
+    if not vectors:
+        none = np.zeros((len(ids), 0), np.float32)
+        return PointBatch(ids, none, none if spec.additive else None, payloads)
+    rows = _rows_of(points, spec.dim, _unnamed)
+    history = _rows_of(points, spec.dim, _history) if spec.additive else None
+    return PointBatch(ids, rows, history, payloads)
+
+
+def _unnamed(point: Any) -> Any:
+    """Return the unnamed vector, which comes alone or among named ones."""
+    if point.vectors.HasField("vector"):
+        return point.vectors.vector
+    return point.vectors.vectors.vectors.get("")
+
+
+def _history(point: Any) -> Any:
+    return point.vectors.vectors.vectors.get(HISTORY_VECTOR)
+
+
+def _rows_of(points: Sequence[Any], dim: int, vector_of: Callable[[Any], Any]) -> npt.NDArray[np.float32]:
+    """Return one vector of every point as a row; a missing one, written by foreign hands, is a row of NaN."""
+    missing = np.full(dim, np.nan, "<f4").tobytes()
+    width = dim * 4
+    parts = []
+    for point in points:
+        vector = vector_of(point)
+        content = b"" if vector is None else vector.dense.SerializeToString()[-width:]
+        parts.append(content if len(content) == width else missing)
+    return np.frombuffer(b"".join(parts), dtype="<f4").reshape(len(points), dim).astype(np.float32)

@@ -1,0 +1,146 @@
+"""How a Qdrant server is reached: its addresses, the key, and what must not be done with a key."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+from embedstore.errors import UsageError
+
+__all__ = ["NO_KEY", "Connection", "Endpoint", "Secret", "endpoints_of", "is_url", "read_key_file"]
+
+REST_PORT = 6333
+_KEY_IN_ENV_FILE = re.compile(r"^\s*(?:export\s+)?QDRANT_API_KEY\s*=\s*(.*?)\s*$", re.MULTILINE)
+_LARGEST_KEY_FILE = 64 << 10
+
+
+class Secret:
+    """A key that shows itself to reveal() alone: not to repr, str, format, pickle or a traceback."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a key is not written anywhere")
+
+    def reveal(self) -> str:
+        return self._value
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What is needed beside the URL. grpc_port: by default the REST port + 1; 0 never uses gRPC.
+
+    insecure allows a key over plain http to another machine.
+    """
+
+    api_key: Secret | None = None
+    ca_file: Path | None = None
+    insecure: bool = False
+    grpc_port: int | None = None
+
+
+NO_KEY = Connection()
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One node of a server or cluster. url has neither a trailing slash nor credentials."""
+
+    url: str
+    host: str
+    grpc_port: int | None
+
+    @property
+    def secure(self) -> bool:
+        return self.url.startswith("https://")
+
+
+def is_url(location: str) -> bool:
+    """Whether a store is named by URL, and not as a folder."""
+    return location.lower().startswith(("http://", "https://"))
+
+
+def endpoints_of(location: str, connection: Connection = NO_KEY) -> Sequence[Endpoint]:
+    """Return the nodes that location names, one URL or several with commas; the port defaults to 6333.
+
+    Raises UsageError for what is no such URL, and for a key that would cross a network unencrypted.
+    """
+    return [_endpoint(part.strip(), connection) for part in location.split(",")]
+
+
+def read_key_file(path: Path) -> Secret:
+    """Return the key in a file: the only word in it, or the line QDRANT_API_KEY=... of an .env file.
+
+    Raises UsageError where the file cannot be read, holds no key, or may be read by everybody.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            text = file.read(_LARGEST_KEY_FILE)
+    except OSError as error:
+        raise UsageError(f"key file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise UsageError(f"key file {path} is not text; expected the key alone, or an .env file") from None
+    if mode & stat.S_IROTH:
+        raise UsageError(f"key file {path} can be read by everybody; run `chmod 600 {path}`")
+    named = _KEY_IN_ENV_FILE.search(text)
+    value = named[1].strip("'\"") if named else text.strip()
+    if not value or len(value.split()) != 1 or (not named and "=" in value.rstrip("=")):
+        raise UsageError(f"key file {path} holds no key; expected the key alone, or QDRANT_API_KEY=...")
+    return checked_key(value, f"the key in {path}")
+
+
+def checked_key(value: str, what: str) -> Secret:
+    """Return a key that can travel in a header. Raises UsageError, which does not show it, else."""
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise UsageError(
+            f"{what} has characters that a key cannot have; expected printable ASCII without blanks"
+        )
+    return Secret(value)
+
+
+def _endpoint(text: str, connection: Connection) -> Endpoint:
+    parts, port = _split(text)
+    host = parts.hostname
+    if parts.username is not None or parts.password is not None:
+        raise UsageError(
+            f"store {parts.scheme}://***@{host} holds a password; give the key in EMBEDSTORE_QDRANT_API_KEY "
+            "or --api-key-file"
+        )
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        raise UsageError(f"store {text!r} is not the URL of a Qdrant server; expected http(s)://HOST:6333")
+    plain = parts.scheme == "http" and not _is_loopback(host)
+    if plain and connection.api_key is not None and not connection.insecure:
+        raise UsageError(
+            f"the key would travel unencrypted to {host}; use https, or --insecure in a network of your own"
+        )
+    shown = f"[{host}]" if ":" in host else host
+    rest_port = port or REST_PORT
+    grpc_port = rest_port + 1 if connection.grpc_port is None else connection.grpc_port
+    return Endpoint(f"{parts.scheme}://{shown}:{rest_port}{parts.path.rstrip('/')}", host, grpc_port or None)
+
+
+def _split(text: str) -> tuple[SplitResult, int | None]:
+    try:
+        parts = urlsplit(text)
+        return parts, parts.port
+    except ValueError as error:
+        raise UsageError(f"store {text!r} is not a URL ({error}); expected http(s)://HOST:6333") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.rstrip(".").lower() == "localhost"

@@ -1,0 +1,585 @@
+"""The server store: collections of a Qdrant server or cluster, by URL.
+
+Single requests go by REST, many points by gRPC where its port answers. What a collection is stands in
+its metadata; when it was promoted too, so that every machine sees the history of an alias. A repair
+writes the right points over the wrong ones in place: the collection has a name of its own and an
+alias that must not break.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+
+from embedstore.data.features import MovieId
+from embedstore.errors import NotFoundError, StoreError, StoreUnreachableError
+from embedstore.stores.base import NO_FILTERS, Filters, Hit, Promotion, Query, Store
+from embedstore.stores.bulk import GrpcBulk
+from embedstore.stores.connection import NO_KEY, Connection, endpoints_of
+from embedstore.stores.contract import (
+    HISTORY_VECTOR,
+    INDEXES,
+    CollectionSpec,
+    Metadata,
+    PointBatch,
+    PointId,
+    SearchIndex,
+    check_batch,
+    point_id,
+    rows_of,
+    valid_alias,
+)
+from embedstore.stores.rest import ConflictError, RestClient
+
+__all__ = ["Replica", "ServerStore"]
+
+OLDEST_SERVER = (1, 17, 1)
+_PROMOTIONS_KEPT = 100
+_PROMOTIONS = "promotions"  # in the metadata: [{"alias", "at"}, ...], oldest first
+_NAME = re.compile(r"[^/\\\0<>:\"|?*]{1,250}")
+_IN_FLIGHT = 2
+_READY_SECONDS = 3600.0
+_BATCH_QUERIES = 64
+_COMPARISONS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One copy of a shard of a collection. state: Active where all is well."""
+
+    peer: int
+    shard: int
+    state: str
+
+
+class ServerStore(Store):
+    """Collections on a Qdrant server. See Store for the methods; open it with open_store."""
+
+    in_place = True
+    approximate = True
+
+    def __init__(
+        self,
+        location: str,
+        connection: Connection = NO_KEY,
+        *,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._connection = connection
+        self._endpoints = endpoints_of(location, connection)
+        self.location = ",".join(endpoint.url for endpoint in self._endpoints)
+        self._rest = RestClient(self._endpoints, connection, transport=transport)
+        self._bulk: GrpcBulk | None = None
+        self._bulk_reason: str | None = None  # why bulk goes as it does; None before it was needed
+        self._threads = ThreadPoolExecutor(_IN_FLIGHT)
+        self._flying: list[Future[None]] = []
+        self._revising: set[str] = set()
+        self._depth = 0
+        self._sealed: dict[str, Metadata] = {}
+        self.version = self._checked_version()
+
+    def __repr__(self) -> str:
+        return f"ServerStore({self.location!r})"
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        self._rest.close()
+        if self._bulk is not None:
+            self._bulk.close()
+
+    # Collections
+
+    def collections(self) -> list[str]:
+        return sorted(name for name in self._all_names() if self._is_ours(name))
+
+    def exists(self, name: str) -> bool:
+        return name in self._all_names()
+
+    def metadata(self, name: str) -> Metadata:
+        known = self._sealed.get(name)
+        if known is not None:
+            return known
+        found = self._metadata_in(self._info(name), name)
+        if found.state == "sealed" and name == f"{name.rpartition('__')[0]}__{found.run_id}":
+            self._sealed[name] = found  # an alias may name another collection in a moment: never kept
+        return found
+
+    def create(self, name: str, spec: CollectionSpec, metadata: Metadata) -> None:
+        if not _NAME.fullmatch(name):
+            raise StoreError(f"collection name {name!r} cannot be used")
+        if name in self.aliases():
+            raise StoreError(f"collection {name!r} has the name of an alias; choose another alias")
+        if self.exists(name):
+            if self.metadata(name).state == "sealed":
+                raise StoreError(f"collection {name!r} exists and is sealed; use revise to change it")
+            self._rest.request("DELETE", _path(name))
+        content = {**metadata.to_dict(), "state": "building"}
+        with suppress(ConflictError):  # the answer to an earlier try was lost
+            self._rest.request("PUT", _path(name), _creation(spec, content))
+        self.create_indexes(name)
+
+    def create_indexes(self, name: str) -> None:
+        for field, kind in INDEXES.items():
+            body = {"field_name": field, "field_schema": kind}
+            self._rest.request("PUT", _path(name, "index?wait=true"), body)
+
+    def tune(self, name: str, index: SearchIndex) -> None:
+        hnsw = {"m": index.m, "ef_construct": index.ef}
+        self._rest.request("PATCH", _path(name), {"vectors": {"": {"hnsw_config": hnsw}}})
+        self.flush(name)
+
+    def revise(self, name: str, *, empty: bool = False) -> None:
+        metadata = self.metadata(name)
+        if empty:
+            naming = [alias for alias, target in self.aliases().items() if target == name]
+            if naming:
+                raise StoreError(
+                    f"collection {name!r} cannot be emptied while alias {naming[0]!r} names it; "
+                    "promote another run first"
+                )
+            self._rest.request("DELETE", _path(name))
+            self._forget(name)
+            self.create(name, metadata.spec, metadata)
+        elif metadata.state == "sealed" and self._depth:
+            self._revising.add(name)
+
+    def upsert(self, name: str, batch: PointBatch) -> None:
+        metadata = self._writable(name)
+        check_batch(name, batch, metadata.spec)
+        bulk = self._bulk_client()
+        while len(self._flying) >= _IN_FLIGHT:
+            self._flying.pop(0).result()
+        send = self._upsert_by_rest if bulk is None else bulk.upsert
+        self._flying.append(self._threads.submit(send, name, batch))
+
+    def delete(self, name: str, ids: Sequence[PointId]) -> None:
+        self._writable(name)
+        self._rest.request("POST", _path(name, "points/delete?wait=true"), {"points": list(ids)})
+
+    def flush(self, name: str) -> None:
+        """Wait until every point is written, and the server has nothing left to do for the collection."""
+        self._land()
+        deadline = time.monotonic() + _READY_SECONDS
+        calm, pause = 0, 0.02
+        while calm < 2:
+            info = self._info(name)
+            if info["status"] == "red" or info["optimizer_status"] != "ok":
+                raise StoreError(
+                    f"collection {name!r} is {info['status']} on the server (optimizer: "
+                    f"{info['optimizer_status']}); look at the server's log"
+                )
+            if info["status"] == "grey":  # optimisations wait for a nudge, which any update is
+                self._rest.request("PATCH", _path(name), {"optimizers_config": {}})
+            calm = calm + 1 if _is_calm(info) else 0
+            if time.monotonic() > deadline:
+                raise StoreError(f"collection {name!r} was not ready after an hour ({info['status']})")
+            if calm < 2:
+                time.sleep(pause)
+                pause = min(pause * 1.5, 1.0)
+
+    def scroll(self, name: str, *, vectors: bool = True, limit: int = 1000) -> Iterator[PointBatch]:
+        self._land()
+        spec = self.metadata(name).spec
+        bulk = self._bulk_client()
+        offset: Any = None
+
+        def page() -> tuple[PointBatch, Any]:
+            if bulk is None:
+                return self._page_by_rest(name, spec, offset=offset, limit=limit, vectors=vectors)
+            return bulk.scroll(name, spec, offset=offset, limit=limit, vectors=vectors)
+
+        coming = self._threads.submit(page)
+        while True:
+            batch, offset = coming.result()
+            if offset is not None:
+                coming = self._threads.submit(page)  # the server reads on while this page is looked at
+            if len(batch):
+                yield batch
+            if offset is None:
+                return
+
+    def count(self, name: str, *, filters: Filters = NO_FILTERS) -> int:
+        self._land()
+        body: dict[str, Any] = {"exact": True}
+        if (condition := _filter_of(filters, ())) is not None:
+            body["filter"] = condition
+        return int(self._ask("POST", name, "points/count", body)["count"])
+
+    def indexes(self, name: str) -> dict[str, str]:
+        schema = self._info(name)["payload_schema"]
+        return {field: info["data_type"] for field, info in sorted(schema.items())}
+
+    def intact(self, name: str) -> bool:
+        self._info(name)
+        return False  # nothing but the points themselves tells
+
+    def set_metadata(self, name: str, metadata: Metadata) -> None:
+        self._forget(name)
+        self._rest.request("PATCH", _path(name), {"metadata": metadata.to_dict()})
+
+    def seal(self, name: str, metadata: Metadata) -> None:
+        self._land()
+        self.set_metadata(name, Metadata(**{**metadata.to_dict(), "state": "sealed"}))
+        self._revising.discard(name)
+
+    def drop(self, name: str) -> None:
+        self.metadata(name)
+        naming = [alias for alias, target in self.aliases().items() if target == name]
+        if naming:
+            raise StoreError(
+                f"collection {name!r} is what alias {naming[0]!r} names; promote another run first"
+            )
+        self._forget(name)
+        self._rest.request("DELETE", _path(name))
+
+    def replicas(self, name: str) -> list[Replica]:
+        """Return the copies of every shard; a single one for a server that is no cluster."""
+        found = self._ask("GET", name, "cluster")
+        here = [Replica(found["peer_id"], part["shard_id"], part["state"]) for part in found["local_shards"]]
+        there = [Replica(part["peer_id"], part["shard_id"], part["state"]) for part in found["remote_shards"]]
+        return sorted(here + there, key=lambda replica: (replica.shard, replica.peer))
+
+    # Aliases
+
+    def aliases(self) -> dict[str, str]:
+        found = self._rest.get("/aliases")["aliases"]
+        return {entry["alias_name"]: entry["collection_name"] for entry in sorted(found, key=_alias_name)}
+
+    def promote(self, alias: str, name: str) -> bool:
+        valid_alias(alias)
+        metadata = self.metadata(name)
+        if metadata.state != "sealed":
+            raise StoreError(f"collection {name!r} is not finished; run `embedstore sync` first")
+        if self.exists(alias):
+            raise StoreError(f"alias {alias!r} has the name of a collection; choose another alias")
+        if self.aliases().get(alias) == name:
+            return False
+        flips = self.promotions(alias)
+        # CreateAlias moves an alias that is there in one step; deleting it first would leave a gap.
+        move = {"create_alias": {"alias_name": alias, "collection_name": name}}
+        self._rest.request("POST", "/collections/aliases", {"actions": [move]})
+        with suppress(StoreError):  # the history never stands in the way of a flip; see promotions
+            self._note(alias, name, flips)
+        return True
+
+    def promotions(self, alias: str) -> list[Promotion]:
+        """Return the flips of alias, newest last, as the collections that are still there remember them.
+
+        A flip that was not noted, by a kill or by other hands, is the last one and has no time.
+        """
+        target = self.aliases().get(valid_alias(alias))
+        if target is None:
+            return []
+        flips = [
+            Promotion(name, str(content.get("run_id")), at)
+            for name in self._all_names()
+            for content in [self._metadata_of(name) or {}]
+            for at in _noted(content, alias)
+        ]
+        flips.sort(key=lambda flip: flip.at)
+        if not flips or flips[-1].collection != target:
+            flips.append(Promotion(target, self.metadata(target).run_id, ""))
+        return flips[-_PROMOTIONS_KEPT:]
+
+    def live(self, alias: str, back: int = 0) -> Promotion:
+        if back:
+            return super().live(alias, back)
+        target = self.aliases().get(valid_alias(alias))
+        if target is not None:
+            return Promotion(target, self.metadata(target).run_id, "")
+        # A token for one alias sees no list of aliases, but reads through its own.
+        try:
+            found = self._metadata_in(self._info(alias), alias)
+        except NotFoundError:
+            return super().live(alias)
+        return Promotion(alias, found.run_id, "")
+
+    # Search
+
+    def vectors_of(self, name: str, movie_ids: Sequence[MovieId]) -> npt.NDArray[np.float32]:
+        self._check_readable(name)
+        ids = [point_id(movie_id) for movie_id in movie_ids]
+        body = {"ids": ids, "with_vector": True, "with_payload": False}
+        found = {record["id"]: _unnamed(record) for record in self._ask("POST", name, "points", body)}
+        for movie_id, key in zip(movie_ids, ids, strict=True):
+            if found.get(key) is None:
+                raise NotFoundError(f"movie {movie_id} is not in collection {name!r}")
+        return np.array([found[key] for key in ids], dtype=np.float32).reshape(len(ids), -1)
+
+    def nearest(self, name: str, queries: Sequence[Query], limit: int) -> list[list[Hit]]:
+        self._check_readable(name)
+        bodies = []
+        for query in queries:
+            body: dict[str, Any] = {"query": query.vector.tolist(), "limit": limit, "with_payload": True}
+            if (condition := _filter_of(query.filters, query.exclude)) is not None:
+                body["filter"] = condition
+            bodies.append(body)
+        if len(bodies) == 1:
+            answers = [self._ask("POST", name, "points/query", bodies[0])]
+        else:
+            answers = []
+            for start in range(0, len(bodies), _BATCH_QUERIES):
+                part = {"searches": bodies[start : start + _BATCH_QUERIES]}
+                answers += self._ask("POST", name, "points/query/batch", part)
+        return [[_hit(point, name) for point in answer["points"]] for answer in answers]
+
+    # The writer
+
+    @contextmanager
+    def writer(self) -> Iterator[None]:
+        """Nothing is locked on a server: two syncs of one run write the same points."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._revising.clear()
+                with suppress(StoreError):
+                    self._land()
+
+    # What doctor and status ask
+
+    def bulk_way(self) -> str:
+        """Return how many points travel, gRPC or REST, and why."""
+        self._bulk_client()
+        return str(self._bulk_reason)
+
+    def peers(self) -> dict[int, str]:
+        """Return the nodes of a cluster and their addresses among themselves; none for a single server."""
+        found = self._rest.get("/cluster")
+        return {int(peer): info["uri"] for peer, info in found.get("peers", {}).items()}
+
+    def clock_skew(self) -> float | None:
+        """Return how many seconds the server's clock is ahead of ours, None where it does not tell."""
+        return self._rest.clock_skew()
+
+    def may_write(self) -> bool | None:
+        """Return whether the key may write; None where the server keeps it to itself."""
+        try:
+            self._rest.request("POST", "/collections/aliases", {"actions": []})
+        except StoreUnreachableError:
+            return None
+        except StoreError as error:
+            return False if "403" in str(error) else None
+        return True
+
+    # Requests
+
+    def _checked_version(self) -> str:
+        try:
+            found = self._rest.get("/", patient=False)
+        except NotFoundError:
+            found = {}
+        text = str(found.get("version", "")) if isinstance(found, dict) else ""
+        numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", text)
+        if numbers is None:
+            raise StoreUnreachableError(
+                f"store {self.location} answers, but not as Qdrant; expected its REST port, usually 6333"
+            )
+        if tuple(map(int, numbers.groups())) < OLDEST_SERVER:
+            oldest = ".".join(map(str, OLDEST_SERVER))
+            raise StoreError(
+                f"store {self.location} is Qdrant {text}, expected {oldest} or newer; upgrade it"
+            )
+        return text
+
+    def _ask(self, method: str, name: str, rest: str = "", body: Any = None) -> Any:
+        try:
+            return self._rest.request(method, _path(name, rest), body)
+        except NotFoundError as error:
+            self._forget(name)
+            if "Collection" not in str(error):
+                raise
+            raise NotFoundError(
+                f"no collection {name!r} in store {self.location}; list them with `embedstore status`"
+            ) from None
+
+    def _info(self, name: str) -> dict[str, Any]:
+        if not _NAME.fullmatch(name) or name in (".", ".."):
+            raise NotFoundError(f"no collection {name!r} in store {self.location}")
+        info: dict[str, Any] = self._ask("GET", name)
+        return info
+
+    def _all_names(self) -> list[str]:
+        return [entry["name"] for entry in self._rest.get("/collections")["collections"]]
+
+    def _metadata_of(self, name: str) -> Mapping[str, Any] | None:
+        """Return the raw metadata of a collection; None where it has none, or is gone by now."""
+        try:
+            content = self._info(name)["config"].get("metadata")
+        except NotFoundError:
+            return None
+        return content if isinstance(content, dict) else None
+
+    def _is_ours(self, name: str) -> bool:
+        content = self._metadata_of(name)
+        return content is not None and "schema" in content and "run_id" in content
+
+    def _metadata_in(self, info: Mapping[str, Any], name: str) -> Metadata:
+        """Return the metadata of a collection, checked against its real shape."""
+        content = info["config"].get("metadata") or {}
+        if "schema" not in content or "run_id" not in content:
+            raise StoreError(
+                f"collection {name!r} in store {self.location} was not made by embedstore; "
+                "choose another --alias"
+            )
+        found = Metadata.from_dict(content, name=name)
+        vectors = info["config"]["params"]["vectors"]
+        named = {"": vectors} if "size" in vectors else vectors
+        expected = {"", HISTORY_VECTOR} if found.spec.additive else {""}
+        for key in sorted(expected | set(named)):
+            size, distance = named.get(key, {}).get("size"), named.get(key, {}).get("distance")
+            if key in expected and (size, distance) != (found.dim, "Dot"):
+                raise StoreError(
+                    f"collection {name!r} has vector {key!r} of width {size} and distance {distance}, "
+                    f"expected {found.dim} and Dot; delete the collection and run `embedstore sync` again"
+                )
+        return found
+
+    def _writable(self, name: str) -> Metadata:
+        metadata = self.metadata(name)
+        if metadata.state == "sealed" and name not in self._revising:
+            raise StoreError(f"collection {name!r} is sealed; use revise to change it")
+        return metadata
+
+    def _check_readable(self, name: str) -> None:
+        if not self._depth and self.metadata(name).state != "sealed":
+            raise StoreError(f"collection {name!r} is not finished; run `embedstore sync` to finish it")
+
+    def _forget(self, name: str) -> None:
+        self._sealed.pop(name, None)
+
+    def _note(self, alias: str, name: str, flips: Sequence[Promotion]) -> None:
+        now = datetime.now(UTC)
+        if flips and flips[-1].at:  # clocks of several machines differ; the order of flips does not
+            now = max(now, datetime.fromisoformat(flips[-1].at) + timedelta(microseconds=1))
+        noted = (self._metadata_of(name) or {}).get(_PROMOTIONS)
+        kept = noted if isinstance(noted, list) else []
+        flip = {"alias": alias, "at": now.isoformat(timespec="microseconds")}
+        content = {_PROMOTIONS: [*kept, flip][-_PROMOTIONS_KEPT:]}
+        self._rest.request("PATCH", _path(name), {"metadata": content})
+
+    # Many points
+
+    def _bulk_client(self) -> GrpcBulk | None:
+        if self._bulk_reason is None:
+            try:
+                self._bulk = GrpcBulk(self._endpoints, self._connection)
+                self._bulk_reason = f"gRPC, port {self._endpoints[0].grpc_port} answers"
+            except StoreUnreachableError as error:
+                self._bulk_reason = f"REST, {error}"
+        return self._bulk
+
+    def _land(self) -> None:
+        """Wait for the upserts in flight. Raises what the first of them raised."""
+        flying, self._flying = self._flying, []
+        for future in flying:
+            future.result()
+
+    def _upsert_by_rest(self, name: str, batch: PointBatch) -> None:
+        movies = batch.movie_vectors.tolist()
+        vectors: list[Any] = movies
+        if batch.history_vectors is not None:
+            pairs = zip(movies, batch.history_vectors.tolist(), strict=True)
+            vectors = [{"": movie, HISTORY_VECTOR: history} for movie, history in pairs]
+        points = [
+            {"id": key, "vector": vector, "payload": dict(payload)}
+            for key, vector, payload in zip(batch.ids, vectors, batch.payloads, strict=True)
+        ]
+        self._rest.request("PUT", _path(name, "points?wait=true"), {"points": points})
+
+    def _page_by_rest(
+        self, name: str, spec: CollectionSpec, *, offset: Any, limit: int, vectors: bool
+    ) -> tuple[PointBatch, Any]:
+        body = {"offset": offset, "limit": limit, "with_payload": True, "with_vector": vectors}
+        found = self._ask("POST", name, "points/scroll", body)
+        records = found["points"]
+        ids = [record["id"] for record in records]
+        payloads = [record.get("payload") or {} for record in records]
+        if vectors:
+            movies = rows_of([_unnamed(record) for record in records], spec.dim)
+            history = [_named(record, HISTORY_VECTOR) for record in records] if spec.additive else None
+        else:
+            movies = np.zeros((len(ids), 0), np.float32)
+            history = None
+        rows = None if history is None else rows_of(history, spec.dim)
+        if not vectors and spec.additive:
+            rows = movies
+        return PointBatch(ids, movies, rows, payloads), found.get("next_page_offset")
+
+
+def _noted(metadata: Mapping[str, Any], alias: str) -> list[str]:
+    """Return when a collection was promoted, as far as it is noted in its metadata."""
+    noted = metadata.get(_PROMOTIONS)
+    flips = noted if isinstance(noted, list) else []
+    return [str(flip.get("at")) for flip in flips if isinstance(flip, dict) and flip.get("alias") == alias]
+
+
+def _path(name: str, rest: str = "") -> str:
+    return f"/collections/{quote(name, safe='')}" + (f"/{rest}" if rest else "")
+
+
+def _creation(spec: CollectionSpec, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    # m=0: exact search; sync may raise it. The rows of `history` are looked up by id, never searched.
+    movies = {"size": spec.dim, "distance": "Dot", "hnsw_config": {"m": 0}}
+    vectors: dict[str, Any] = {"": movies}
+    if spec.additive:
+        vectors[HISTORY_VECTOR] = {**movies, "on_disk": True}
+    body: dict[str, Any] = {"vectors": vectors, "hnsw_config": {"m": 0}, "metadata": dict(metadata)}
+    layout = {
+        "shard_number": spec.spread.shards,
+        "replication_factor": spec.spread.replicas,
+        "write_consistency_factor": spec.spread.write_consistency,
+    }
+    return body | {key: value for key, value in layout.items() if value is not None}
+
+
+def _is_calm(info: Mapping[str, Any]) -> bool:
+    queue = info.get("update_queue") or {}
+    return info["status"] == "green" and not queue.get("length") and not queue.get("deferred_points")
+
+
+def _filter_of(filters: Filters, exclude: Sequence[MovieId]) -> dict[str, Any] | None:
+    must: list[Any] = [{"key": "genres", "match": {"value": genre}} for genre in filters.genres]
+    for operator, year in filters.years:
+        bounds = {"gte": year, "lte": year} if operator == "=" else {_COMPARISONS[operator]: year}
+        must.append({"key": "year", "range": bounds})
+    condition: dict[str, Any] = {"must": must} if must else {}
+    if exclude:
+        condition["must_not"] = [{"has_id": sorted({point_id(movie) for movie in exclude}, key=str)}]
+    return condition or None
+
+
+def _hit(point: Mapping[str, Any], name: str) -> Hit:
+    payload = point.get("payload") or {}
+    if "movie_id" not in payload:
+        raise StoreError(
+            f"point {point['id']} of collection {name!r} has no movie_id; repair it with `embedstore sync`"
+        )
+    return Hit(payload["movie_id"], point["score"], payload)
+
+
+def _unnamed(record: Mapping[str, Any]) -> Sequence[float] | None:
+    return record["vector"] if isinstance(record.get("vector"), list) else _named(record, "")
+
+
+def _named(record: Mapping[str, Any], key: str) -> Sequence[float] | None:
+    vectors = record.get("vector")
+    found = vectors.get(key) if isinstance(vectors, dict) else None
+    return found if isinstance(found, list) else None
+
+
+def _alias_name(entry: Mapping[str, Any]) -> str:
+    return str(entry["alias_name"])

@@ -396,19 +396,20 @@ class ServerStore(Store):
         return text
 
     def _ask(self, method: str, name: str, rest: str = "", body: Any = None) -> Any:
+        missing = NotFoundError(
+            f"no collection {name!r} in store {self.location}; list them with `embedstore status`"
+        )
+        if not _NAME.fullmatch(name) or name in (".", ".."):
+            raise missing
         try:
             return self._rest.request(method, _path(name, rest), body)
         except NotFoundError as error:
             self._forget(name)
             if "Collection" not in str(error):
                 raise
-            raise NotFoundError(
-                f"no collection {name!r} in store {self.location}; list them with `embedstore status`"
-            ) from None
+            raise missing from None
 
     def _info(self, name: str) -> dict[str, Any]:
-        if not _NAME.fullmatch(name) or name in (".", ".."):
-            raise NotFoundError(f"no collection {name!r} in store {self.location}")
         info: dict[str, Any] = self._ask("GET", name)
         return info
 

@@ -135,7 +135,7 @@ class ServerStore(Store):
             self._rest.request("PUT", _path(name, "index?wait=true"), body)
 
     def tune(self, name: str, index: SearchIndex) -> None:
-        hnsw = {"m": index.m, "ef_construct": index.ef}
+        hnsw = {"m": index.m, "ef_construct": index.ef} if index.m else {"m": 0}
         self._rest.request("PATCH", _path(name), {"vectors": {"": {"hnsw_config": hnsw}}})
         self.flush(name)
 

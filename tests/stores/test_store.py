@@ -1,8 +1,4 @@
-"""What every store must do, whatever keeps it. A new backend joins BACKENDS.
-
-edge is the embedded store; local the server store, its requests answered by qdrant-client's local mode;
-rest and grpc the server store with a real server, at QDRANT_URL.
-"""
+"""What every store must do, whatever keeps it. A new backend joins tests/backends.py."""
 
 from __future__ import annotations
 
@@ -15,35 +11,15 @@ import pytest
 
 from embedstore.errors import NotFoundError, StoreError
 from embedstore.runs.run import Run
-from embedstore.stores.base import Filters, Store, open_store
-from embedstore.stores.connection import Connection
+from embedstore.stores.base import Filters, Store
 from embedstore.stores.contract import Metadata, PointBatch, points
-from embedstore.stores.server import ServerStore
+from tests.backends import BACKENDS, EVERY_BACKEND
 from tests.builders import tiny_run
-from tests.server import LocalMode, server_store
 
 NAME = "movies__one"
 
 
-def _edge(folder: Path) -> Store:
-    return open_store(folder / "store", create=True)
-
-
-def _local(folder: Path) -> Store:
-    return ServerStore("http://local-mode:6333", Connection(grpc_port=0), transport=LocalMode())
-
-
-BACKENDS: dict[str, Callable[[Path], Store]] = {
-    "edge": _edge,
-    "local": _local,
-    "rest": lambda _: server_store(grpc_port=0),
-    "grpc": lambda _: server_store(),
-}
-
-
-@pytest.fixture(
-    params=["edge", "local", *(pytest.param(way, marks=pytest.mark.server) for way in ("rest", "grpc"))]
-)
+@pytest.fixture(params=EVERY_BACKEND)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     with BACKENDS[request.param](tmp_path) as opened:
         yield opened

@@ -42,7 +42,7 @@ def test_sync_then_plan_status_and_verify_agree(tmp_path: Path, run: Run) -> Non
     with open_store(tmp_path / "store", create=True) as store:
         report = sync(run, store)
         assert (report.state, report.written, report.promoted) == ("created", 40, True)
-        assert report.recall == {"k": 40, "value": 1.0}
+        assert report.recall == {"k": 40, "value": 1.0, "at_10": 1.0}
         assert plan(run, store).state == "unchanged"
         assert verify(store, "movies", run).count == 40
         (line,) = status(store)

@@ -1,0 +1,171 @@
+"""sync to a server: what is there is compared, point by point, and mended in place."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import embedstore.sync.upsert as upsert
+from embedstore.errors import StoreError, VerificationError
+from embedstore.runs.run import Run
+from embedstore.stores.contract import points
+from embedstore.stores.server import ServerStore
+from embedstore.sync import plan, promote_run, rollback, status, sync, verify
+from tests.backends import BACKENDS, SERVER_BACKENDS
+from tests.builders import tiny_run
+
+RUN_ID = "20260101t000000-0001"
+COLLECTION = f"/collections/movies__{RUN_ID}"
+
+
+@pytest.fixture(params=SERVER_BACKENDS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerStore]:
+    opened = BACKENDS[request.param](tmp_path)
+    assert isinstance(opened, ServerStore)
+    with opened:
+        yield opened
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return tiny_run(tmp_path, run_id=RUN_ID)
+
+
+def by_other_hands(store: ServerStore, method: str, path: str, body: Any) -> None:
+    """Send a request that embedstore did not make up."""
+    store._rest.request(method, COLLECTION + path, body)
+
+
+def point(run: Run, row: int, **changes: Any) -> dict[str, Any]:
+    """Return one point of run as REST takes it, with changes."""
+    batch = points(run, row, row + 1)
+    assert batch.history_vectors is not None
+    vectors = {"": batch.movie_vectors[0].tolist(), "history": batch.history_vectors[0].tolist()}
+    return {"id": batch.ids[0], "vector": vectors, "payload": dict(batch.payloads[0])} | changes
+
+
+def test_sync_then_plan_status_and_verify_agree(store: ServerStore, run: Run) -> None:
+    report = sync(run, store)
+    assert (report.state, report.written, report.promoted) == ("created", 40, True)
+    assert plan(run, store).write == 0
+    again = sync(run, store)
+    assert (again.state, again.written, again.promoted) == ("unchanged", 0, False)
+    assert verify(store, "movies", run).count == 40
+    (line,) = status(store)
+    assert (line.aliases, line.state, line.points, line.problem) == (("movies",), "sealed", 40, None)
+
+
+def test_a_tampered_collection_is_mended_point_by_point(store: ServerStore, run: Run) -> None:
+    sync(run, store)
+    moved = np.array(run.movie_vectors[3]) + np.float32(1e-7)
+    history = {"": run.movie_vectors[4].tolist(), "history": [0.0, 0.0, 0.0, 1.0]}
+    by_other_hands(store, "POST", "/points/delete?wait=true", {"points": [1, 2]})
+    wrong = [
+        point(run, 3, vector={"": moved.tolist(), "history": point(run, 3)["vector"]["history"]}),
+        point(run, 4, vector=history),
+        point(run, 5, payload={"movie_id": 6}),
+        point(run, 7, id=4711),
+    ]
+    by_other_hands(store, "PUT", "/points?wait=true", {"points": wrong})
+    with pytest.raises(VerificationError, match=r"6 points differ|point \d+"):
+        verify(store, "movies", run)
+    assert plan(run, store).state == "repair"
+    report = sync(run, store)
+    assert (report.state, report.written, report.deleted) == ("repaired", 5, 1)
+    assert verify(store, "movies", run).count == 40
+
+
+def test_a_payload_index_that_other_hands_dropped_comes_back(store: ServerStore, run: Run) -> None:
+    sync(run, store)
+    if not store._rest.get("/").get("commit"):
+        pytest.skip("local mode has no payload indexes")
+    store._rest.request("DELETE", f"{COLLECTION}/index/genres?wait=true")
+    with pytest.raises(VerificationError, match="index of genres"):
+        verify(store, "movies", run)
+    assert sync(run, store).state == "repaired"
+    assert store.indexes(f"movies__{RUN_ID}") == {"genres": "keyword", "year": "integer"}
+
+
+def test_an_interrupted_sync_carries_on(
+    store: ServerStore, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upsert, "_BATCH", 10)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "writing" and done >= 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sync(run, store, progress=stop)
+    assert store.aliases() == {}
+    assert store.metadata(f"movies__{RUN_ID}").state == "building"
+    report = sync(run, store)
+    assert (report.state, report.written) == ("resumed", 20)
+    assert verify(store, "movies", run).count == 40
+
+
+def test_a_kill_between_flip_and_note_loses_no_history(
+    store: ServerStore, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tiny_run(tmp_path, seed=5, run_id="20260101t000000-0002")
+    sync(run, store)
+    with monkeypatch.context() as patch:
+        patch.setattr(ServerStore, "_note", lambda *_: None)
+        sync(other, store)
+    assert [flip.run_id for flip in store.promotions("movies")] == [run.run_id, other.run_id]
+    assert rollback(store).run_id == run.run_id
+    assert promote_run(store, other.run_id)
+    assert [flip.run_id for flip in store.promotions("movies")][-1] == other.run_id
+
+
+def test_a_collection_of_something_else_under_our_name_is_refused(store: ServerStore, run: Run) -> None:
+    store._rest.request("PUT", COLLECTION, {"vectors": {"size": 4, "distance": "Dot"}})
+    with pytest.raises(StoreError, match="not made by embedstore"):
+        sync(run, store)
+    assert status(store) == []
+
+
+def test_an_alias_named_like_a_collection_is_refused(store: ServerStore, run: Run) -> None:
+    store._rest.request("PUT", "/collections/films", {"vectors": {"size": 4, "distance": "Dot"}})
+    with pytest.raises(StoreError, match="name of a collection"):
+        sync(run, store, alias="films")
+
+
+def test_a_large_collection_gets_the_least_index_whose_recall_is_good(
+    store: ServerStore, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upsert, "_LARGEST_EXACT", 0)
+    measured = iter([{"k": 40, "value": 0.9, "at_10": 1.0}, {"k": 40, "value": 0.98, "at_10": 0.995}])
+    monkeypatch.setattr(upsert, "measure_recall", lambda *_: next(measured))
+    sync(run, store)
+    made = store.metadata(f"movies__{RUN_ID}")
+    assert made.search == {"exact": False, "m": 48, "ef": 384}
+    assert made.recall == {"k": 40, "value": 1.0, "at_10": 1.0}
+    vectors = store._rest.get(COLLECTION)["config"]["params"]["vectors"]
+    if store._rest.get("/").get("commit"):  # local mode has no index
+        assert vectors[""]["hnsw_config"] == {"m": 48, "ef_construct": 384}
+        assert vectors["history"]["hnsw_config"] == {"m": 0}
+    assert sync(run, store).state == "unchanged"
+
+
+def test_recall_below_the_gate_stops_before_the_flip(
+    store: ServerStore, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[verify.__module__], "_LEAST_RECALL", 1.1)
+    with pytest.raises(VerificationError, match="true top 40"):
+        sync(run, store)
+    assert store.aliases() == {}
+
+
+def test_a_dense_run_has_no_history_vectors(store: ServerStore, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "dense", additive=False, run_id=RUN_ID)
+    sync(run, store)
+    (found,) = store.scroll(f"movies__{RUN_ID}")
+    assert found.history_vectors is None
+    assert replace(found, payloads=[]).movie_vectors.tobytes() == run.movie_vectors.tobytes()

@@ -15,7 +15,7 @@ import embedstore
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "embedstore"
 
-LEVEL = {  # {cli} -> {sync, query, evaluation, training} -> {stores, runs} -> data -> errors
+LEVEL = {  # {cli} -> {sync, query, evaluation, training, export} -> {stores, runs} -> data -> errors
     "errors": 0,
     "data": 1,
     "stores": 2,
@@ -24,6 +24,7 @@ LEVEL = {  # {cli} -> {sync, query, evaluation, training} -> {stores, runs} -> d
     "query": 3,
     "evaluation": 3,
     "training": 3,
+    "export": 3,
     "loaders": 3,
     "cli": 4,
 }
@@ -33,7 +34,17 @@ SIDEWAYS = {
     ("training", "evaluation"),  # early stopping and metrics of a run
     ("sync", "query"),
 }
-HEAVY = ("tensorflow", "keras", "pandas", "scipy", "pyarrow", "qdrant_client", "rich.console")
+HEAVY = (
+    "tensorflow",
+    "keras",
+    "pandas",
+    "scipy",
+    "pyarrow",
+    "qdrant_client",
+    "rich.console",
+    "onnx",
+    "onnxruntime",
+)
 
 
 def imports_of(path: Path) -> Iterator[tuple[str, bool]]:
@@ -84,14 +95,14 @@ def test_nobody_imports_loaders_by_its_folder(path: Path) -> None:
     assert [name for name, _ in imports_of(path) if name.split(".")[0] == "loaders"] == []
 
 
-def test_only_training_and_its_command_import_tensorflow() -> None:
+def test_only_training_its_command_and_the_saved_model_import_tensorflow() -> None:
     users = {
         path.relative_to(PACKAGE).as_posix().replace("training/", "training:").partition(":")[0]
         for path in modules()
         for name, typing_only in imports_of(path)
         if name.split(".")[0] in ("tensorflow", "keras") and not typing_only
     }
-    assert users <= {"training", "cli/train.py"}
+    assert users <= {"training", "cli/train.py", "export/saved_model.py"}
 
 
 def test_public_names_are_frozen() -> None:
@@ -147,6 +158,7 @@ def python(code: str) -> str:
         "import embedstore.cli",
         "import embedstore.cli.query, embedstore.cli.sync, embedstore.cli.runs, embedstore.cli.data",
         "import embedstore.cli.train",
+        "import embedstore.cli.export, embedstore.export",
     ],
 )
 def test_import_is_light(statement: str) -> None:

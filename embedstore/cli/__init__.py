@@ -26,6 +26,7 @@ COMMANDS = {
     "completion": "embedstore.cli.completion:completion",
     "data": "embedstore.cli.data:data",
     "embed": "embedstore.cli.query:embed",
+    "export": "embedstore.cli.export:export",
     "plan": "embedstore.cli.sync:plan",
     "promote": "embedstore.cli.sync:promote",
     "query": "embedstore.cli.query:query",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from embedstore.data.dataset import Dataset
     from embedstore.training.prepared import TrainProgress
 
-__all__ = ["train"]
+__all__ = ["start_tensorflow", "train"]
 
 
 class _TrainCommand(click.Command):
@@ -71,10 +71,7 @@ def train(
     settings = list(assignments) + ([] if seed is None else [f"seed={seed}"])
     config = TrainConfig.parse(preset, settings)
     dataset = _load(data_dir, columns)
-    with _quiet_import():
-        import tensorflow as tf
-
-        tf.constant(0)  # the first operation has log lines of its own
+    start_tensorflow()
     from embedstore.training import train as train_run
 
     with _progress_bar() as progress:
@@ -139,6 +136,14 @@ def _print_result(path: Path, as_json: bool) -> None:
         if values is not None
     ]
     print_table([Column("model"), Column("NDCG@100", right=True), Column("Recall@20", right=True)], rows)
+
+
+def start_tensorflow() -> None:
+    """Import TensorFlow and run a first operation, which has log lines of its own."""
+    with _quiet_import():
+        import tensorflow as tf
+
+        tf.constant(0)
 
 
 @contextmanager

@@ -190,7 +190,7 @@ def _index_and_check(
         ladder = (EXACT,) if run.movie_vectors.nbytes <= _LARGEST_EXACT else _LADDER
         for index in ladder:
             store.tune(name, index)
-            if good(measure_recall(run, store, name)):
+            if index is ladder[-1] or good(measure_recall(run, store, name)):
                 break
     return index, check(run, store, name, progress=progress)
 

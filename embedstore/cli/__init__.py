@@ -23,6 +23,7 @@ from embedstore.errors import EmbedstoreError, UsageError
 __all__ = ["cli", "main", "run"]
 
 COMMANDS = {
+    "access": "embedstore.cli.server:access",
     "completion": "embedstore.cli.completion:completion",
     "data": "embedstore.cli.data:data",
     "embed": "embedstore.cli.query:embed",
@@ -32,6 +33,7 @@ COMMANDS = {
     "query": "embedstore.cli.query:query",
     "rollback": "embedstore.cli.sync:rollback",
     "runs": "embedstore.cli.runs:runs",
+    "server": "embedstore.cli.server:server",
     "similar": "embedstore.cli.query:similar",
     "status": "embedstore.cli.sync:status",
     "sync": "embedstore.cli.sync:sync",

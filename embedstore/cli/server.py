@@ -53,12 +53,12 @@ def init(folder: Path) -> None:
 @store_option
 @alias_option
 def access(expires: str, store_location: str, alias: str) -> None:
-    """Print a token with which one application reads the alias, and nothing else.
+    """Print a token for an application that reads the alias.
 
-    It goes with requests in place of an API key, and holds whichever run the alias serves. It is
-    signed with the server's admin key, so only a new key takes it back; the server must run with
-    QDRANT__SERVICE__JWT_RBAC=true. Where --store is a URL, the token is tried there before it is
-    printed. The server still accepts it for a minute after its end.
+    It goes with requests in place of an API key and allows nothing else, whichever run the alias
+    serves. It is signed with the server's admin key, so only a new key takes it back; the server must
+    run with QDRANT__SERVICE__JWT_RBAC=true. Where --store is a URL, the token is tried there before it
+    is printed. The server still accepts it for a minute after its end.
     """
     from embedstore.stores.access import check_token, lifetime_of, read_token
     from embedstore.stores.connection import is_url

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import sys
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +27,78 @@ from embedstore.runs.tower import (
     UserTower,
 )
 
-__all__ = ["Run"]
+__all__ = ["Catalog", "Run"]
 
 _FEATURES = ("movies", "genres", "years")
 _POOLINGS = ("mean", "l2", "sum")
 _ACTIVATIONS = ("linear", "tanh", "relu")
+_FIELDS = {"movie_id", "title", "year", "genres", "popularity"}
+_LINES = 1000  # read at a time where all are read
+_BLOCK = 1 << 20
+
+
+class Catalog(Sequence[Movie]):
+    """The movies of movies.jsonl, one per line, each parsed when it is asked for.
+
+    Holds where the lines begin, 8 bytes a movie, and maps the file. damaged makes the error that is
+    raised where a line does not describe a movie.
+    """
+
+    def __init__(self, path: Path, damaged: Callable[[str], RunError]) -> None:
+        self._damaged = damaged
+        try:
+            with open(path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (ValueError, OSError) as error:
+            raise damaged(f"cannot be mapped ({error})") from error
+        bounds = [np.zeros(1, np.int64)]
+        for start in range(0, len(self._map), _BLOCK):
+            block = np.frombuffer(self._map[start : start + _BLOCK], np.uint8)
+            bounds.append(np.flatnonzero(block == ord("\n")) + (start + 1))
+        self._bounds = np.concatenate(bounds)
+        if self._bounds[-1] != len(self._map):
+            raise damaged("does not end with a whole line")
+
+    def __len__(self) -> int:
+        return int(self._bounds.size - 1)
+
+    @overload
+    def __getitem__(self, row: int) -> Movie: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[Movie]: ...
+    def __getitem__(self, row: int | slice) -> Movie | list[Movie]:
+        if isinstance(row, slice):
+            return [_movie(line) for line in self.lines(np.arange(*row.indices(len(self)), dtype=np.int64))]
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"movie row {row} is outside of 0 to {len(self) - 1}")
+        return _movie(self.lines(np.array([row % len(self)]))[0])
+
+    def __iter__(self) -> Iterator[Movie]:
+        for start in range(0, len(self), _LINES):
+            yield from self[start : start + _LINES]
+
+    def lines(self, rows: Rows) -> list[dict[str, Any]]:
+        """Return what the file says of the movies at rows: movie_id, title, year, genres, popularity."""
+        bounds = list(zip(self._bounds[rows].tolist(), self._bounds[rows + 1].tolist(), strict=True))
+        if rows.size and bool(np.all(np.diff(rows) == 1)):
+            text = self._map[bounds[0][0] : bounds[-1][1] - 1].replace(b"\n", b",")
+        else:
+            text = b",".join([self._map[start:end] for start, end in bounds])
+        try:
+            lines: list[dict[str, Any]] = json.loads(b"[" + text + b"]")  # faster than one by one
+            right = len(lines) == len(bounds) and all(
+                line.keys() >= _FIELDS and type(line["popularity"]) is int and type(line["genres"]) is list
+                for line in lines
+            )
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise self._damaged(f"does not hold one movie per line ({error!r})") from error
+        if not right:
+            raise self._damaged("does not hold one movie per line")
+        return lines
+
+    def release(self) -> None:
+        """See Run.release."""
+        _forget(self._map)
 
 
 class Run:
@@ -121,15 +189,36 @@ class Run:
             raise self._damaged("histories/offsets.npy", "points outside of histories/movie_rows.npy")
         return np.asarray(rows[start:stop], dtype=np.int64)
 
-    @property
-    def catalog(self) -> Sequence[Movie]:
+    @cached_property
+    def catalog(self) -> Catalog:
         """Title, year and genres of every movie, in the order of the vectors' rows."""
-        return self._movie_table[0]
+        name = "movies.jsonl"
+        catalog = Catalog(self._file(name), partial(self._damaged, name))
+        if len(catalog) != len(self.movies):
+            raise self._damaged(name, f"has {len(catalog)} lines for {len(self.movies)} vectors")
+        return catalog
 
-    @property
+    @cached_property
     def popularity(self) -> npt.NDArray[np.int64]:
         """The number of ratings of every movie, shape (n_movies,)."""
-        return self._movie_table[1]
+        counts = np.empty(len(self.movies), np.int64)
+        for start in range(0, counts.size, _LINES):
+            rows = np.arange(start, min(start + _LINES, counts.size))
+            counts[rows] = [line["popularity"] for line in self.catalog.lines(rows)]
+        return counts
+
+    def release(self) -> None:
+        """Give the memory of the mapped vectors and movies back; they are mapped again where they are used.
+
+        For who reads all of them: what was read counts as memory of the process until then.
+        """
+        for name in ("movie_vectors", "history_vectors"):
+            mapped = self.__dict__.get(name)
+            while isinstance(mapped, np.ndarray):
+                mapped = mapped.base
+            _forget(mapped)
+        if "catalog" in self.__dict__:
+            self.catalog.release()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -151,25 +240,6 @@ class Run:
         self._checked.clear()
         for name in self.manifest.files:
             self._file(name)
-
-    @cached_property
-    def _movie_table(self) -> tuple[list[Movie], npt.NDArray[np.int64]]:
-        name = "movies.jsonl"
-        catalog: list[Movie] = []
-        popularity: list[int] = []
-        try:
-            with open(self._file(name), encoding="utf-8") as file:
-                for text in file:
-                    line = json.loads(text)
-                    genres = tuple(sys.intern(genre) for genre in line["genres"])
-                    catalog.append(Movie(title=line["title"], year=line["year"], genres=genres))
-                    popularity.append(line["popularity"])
-            counts = np.array(popularity, dtype=np.int64)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise self._damaged(name, f"does not hold one movie per line ({error!r})") from error
-        if len(catalog) != len(self.movies):
-            raise self._damaged(name, f"has {len(catalog)} lines for {len(self.movies)} vectors")
-        return catalog, counts
 
     def _dense_tower(self) -> DenseTower:
         name = "tower.json"
@@ -264,3 +334,14 @@ class Run:
         return RunError(
             f"run {self.run_id} is damaged: {name} {what}; restore the folder {self.path} or remove it"
         )
+
+
+def _movie(line: dict[str, Any]) -> Movie:
+    genres = tuple(sys.intern(genre) for genre in line["genres"])
+    return Movie(title=line["title"], year=line["year"], genres=genres)
+
+
+def _forget(mapped: object) -> None:
+    """Take the pages of a memory map out of the process; the file keeps them."""
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)

@@ -23,7 +23,6 @@ from embedstore.data.features import MovieId, Rows
 from embedstore.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
-    from embedstore.data.dataset import Movie
     from embedstore.runs.run import Run
 
 __all__ = [
@@ -208,34 +207,34 @@ def point_id(movie_id: MovieId) -> PointId:
     return str(uuid.uuid5(NAMESPACE, str(movie_id)))
 
 
-def payload(movie: Movie, *, movie_id: MovieId, popularity: int, run_id: str) -> dict[str, Any]:
-    """Return the payload of a movie's point."""
+def payload(line: Mapping[str, Any], *, movie_id: MovieId, run_id: str) -> dict[str, Any]:
+    """Return the payload of a movie's point; line is what its run says of the movie, see Catalog.lines."""
     return {
         "movie_id": movie_id,
-        "title": movie.title,
-        "year": movie.year,
-        "genres": list(movie.genres),
-        "popularity": popularity,
+        "title": line["title"],
+        "year": line["year"],
+        "genres": line["genres"],
+        "popularity": line["popularity"],
         "run_id": run_id,
     }
 
 
 def points_at(run: Run, rows: Rows) -> PointBatch:
-    """Return the points of the movies at rows of run, in that order."""
-    picked = rows.tolist()
+    """Return the points of the movies at rows of run, in that order; releases the run's memory."""
     movie_ids = run.movies.ids(rows)
-    catalog, popularity, run_id = run.catalog, run.popularity, run.run_id
-    payloads = [
-        payload(catalog[row], movie_id=movie_id, popularity=rated, run_id=run_id)
-        for row, movie_id, rated in zip(picked, movie_ids, popularity[rows].tolist(), strict=True)
-    ]
+    lines = run.catalog.lines(rows)
     history = run.history_vectors
-    return PointBatch(
+    batch = PointBatch(
         ids=[point_id(movie_id) for movie_id in movie_ids],
         movie_vectors=run.movie_vectors[rows],
         history_vectors=None if history is None else history[rows],
-        payloads=payloads,
+        payloads=[
+            payload(line, movie_id=movie_id, run_id=run.run_id)
+            for line, movie_id in zip(lines, movie_ids, strict=True)
+        ],
     )
+    run.release()
+    return batch
 
 
 def points(run: Run, start: int = 0, stop: int | None = None) -> PointBatch:

@@ -19,6 +19,7 @@ __all__ = ["Difference", "Progress", "compare", "everything"]
 Progress = Callable[[str, int, int], None]  # (what is being done, points done, points in all)
 
 _REASONS_KEPT = 20
+_IDS = 1 << 14  # made into keys at a time
 _NUMBERS = ("movie_id", "year", "popularity")
 
 
@@ -58,7 +59,7 @@ def compare(run: Run, store: Store, name: str, *, progress: Progress | None = No
     n = len(run.movies)
     row_of = _row_lookup(run)
     seen = np.zeros(n, dtype=bool)
-    different: list[int] = []
+    different = [np.zeros(0, np.int64)]
     extra: list[PointId] = []
     reasons: list[str] = []
     read = 0
@@ -71,10 +72,10 @@ def compare(run: Run, store: Store, name: str, *, progress: Progress | None = No
                 reasons.append(f"point {batch.ids[position]} is not in run {run.run_id}")
         seen[rows[known]] = True
         expected = points_at(run, rows[known])
-        for position, reason in _unequal(batch, known, expected):
-            different.append(int(rows[position]))
-            if len(reasons) < _REASONS_KEPT:
-                reasons.append(f"point {batch.ids[position]} {reason}")
+        unequal = _unequal(batch, known, expected)
+        different.append(rows[np.array([position for position, _ in unequal], dtype=np.int64)])
+        for position, reason in unequal[: _REASONS_KEPT - len(reasons)]:
+            reasons.append(f"point {batch.ids[position]} {reason}")
         read += len(batch)
         if progress is not None:
             progress("comparing", min(read, n), n)
@@ -86,15 +87,31 @@ def compare(run: Run, store: Store, name: str, *, progress: Progress | None = No
     found = store.indexes(name)
     absent = [field for field, kind in INDEXES.items() if found.get(field) != kind]
     reasons += [f"the payload index of {field} is missing" for field in absent]
-    return Difference(missing, np.array(sorted(different), dtype=np.int64), extra, reasons, absent)
+    return Difference(missing, np.sort(np.concatenate(different)), extra, reasons, absent)
 
 
 def _row_lookup(run: Run) -> Callable[[Sequence[PointId]], Rows]:
     movies = run.movies
     if movies.integer and (not len(movies) or int(movies.values[0]) >= 0):
         return movies.rows
-    rows = {point_id(movie_id): row for row, movie_id in enumerate(movies.values.tolist())}
-    return lambda ids: np.array([rows.get(key, -1) for key in ids], dtype=np.int64)
+    blocks = range(0, len(movies), _IDS)
+    keys = np.concatenate(
+        [_keys([point_id(i) for i in movies.values[start : start + _IDS].tolist()]) for start in blocks]
+    )
+    order = np.argsort(keys)
+    ranked = keys[order]
+
+    def rows_of(ids: Sequence[PointId]) -> Rows:
+        wanted = _keys(ids)
+        at = np.minimum(np.searchsorted(ranked, wanted), ranked.size - 1)
+        return np.where(ranked[at] == wanted, order[at], -1)
+
+    return rows_of
+
+
+def _keys(ids: Sequence[PointId]) -> npt.NDArray[np.bytes_]:
+    """Return point ids, integers and UUIDs, as an array that sorts: a tenth of the memory of a dict."""
+    return np.array([str(key) for key in ids], dtype="S36")
 
 
 def _unequal(batch: PointBatch, known: npt.NDArray[np.int64], expected: PointBatch) -> list[tuple[int, str]]:

@@ -30,6 +30,7 @@ from embedstore.sync.verify import check, good, measure_recall
 __all__ = ["Progress", "SyncReport", "existing", "refuse_clash", "sync", "validate_run"]
 
 _BATCH = 1000
+_BLOCK = 1 << 14  # rows checked at a time
 _HEARTBEAT_SECONDS = 10.0
 # Up to here exact search takes some 20 ms; beyond, HNSW, with more links while the recall is too low.
 _LARGEST_EXACT = 80 << 20
@@ -109,13 +110,15 @@ def validate_run(run: Run) -> None:
     for what, vectors in (("movie", run.movie_vectors), ("history", run.history_vectors)):
         if vectors is None:
             continue
-        finite = np.isfinite(vectors).all(axis=1)
-        if not finite.all():
-            movie_id = run.movies.ids(np.flatnonzero(~finite)[:1])[0]
-            raise RunError(
-                f"the {what} vector of movie {movie_id} in run {run.run_id} holds NaN or infinity; "
-                "train again"
-            )
+        for start in range(0, len(run.movies), _BLOCK):
+            finite = np.isfinite(vectors[start : start + _BLOCK]).all(axis=1)
+            if not finite.all():
+                movie_id = run.movies.ids(start + np.flatnonzero(~finite)[:1])[0]
+                raise RunError(
+                    f"the {what} vector of movie {movie_id} in run {run.run_id} holds NaN or infinity; "
+                    "train again"
+                )
+            run.release()
 
 
 def refuse_clash(store: Store, alias: str, name: str) -> None:

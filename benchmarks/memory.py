@@ -1,0 +1,97 @@
+"""The memory that a sync of 1,000,000 movies x 64 takes, verification in, and a verify after it.
+
+    python -m benchmarks.memory [--movies 1000000] [--dim 64] [--run DIR] [--store URL]
+
+Peak growth over the process with its imports: of its own (RssAnon, sampled 20 times a second), and with the
+mapped pages of the files (ru_maxrss), which the system takes back where it needs them. Each part runs in a
+process of its own. Without --store the embedded store is filled, whose engine lives in the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.generated import generated_run
+
+PARTS = ("sync", "verify")
+
+
+def measure(part: str, path: Path, location: str) -> dict[str, float]:
+    """Return the seconds and the peak growth in bytes of one part."""
+    import numpy as np
+
+    from embedstore.runs.run import Run
+    from embedstore.stores.base import open_store
+    from embedstore.sync import sync, verify
+
+    run = Run.load(path)
+    np.ones((64, 64), np.float32) @ np.ones((64, 64), np.float32)  # the buffers of BLAS
+    with open_store(location, create=True) as store:
+        before, peak = _own_memory(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        highest, done = [before], threading.Event()
+
+        def sample() -> None:
+            while not done.wait(0.05):
+                highest[0] = max(highest[0], _own_memory())
+
+        sampler = threading.Thread(target=sample)
+        sampler.start()
+        started = time.perf_counter()
+        try:
+            if part == "sync":
+                sync(run, store, alias="memory")
+            else:
+                verify(store, "memory", run)
+        finally:
+            seconds = time.perf_counter() - started
+            done.set()
+            sampler.join()
+    whole = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
+    return {"seconds": seconds, "own": highest[0] - before, "whole": whole}
+
+
+def _own_memory() -> int:
+    """Return the bytes of this process that are not pages of files (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--movies", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--run", type=Path, help="folder of a run; without it, one is generated")
+    parser.add_argument("--store", help="URL of a server (default: an embedded store)")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        print(json.dumps(measure(options.part, options.run, options.store)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        run = options.run or generated_run(folder / "runs", n_movies=options.movies, dim=options.dim).path
+        print("part      seconds  of its own (MB)  with mapped pages (MB)")
+        for part in PARTS:
+            found = _measured(part, run, options.store or str(folder / "store"))
+            own, whole = found["own"] / 1e6, found["whole"] / 1e6
+            print(f"{part:<8} {found['seconds']:>8.1f}  {own:>15.0f}  {whole:>22.0f}", flush=True)
+
+
+def _measured(part: str, run: Path, store: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.memory", "--part", part, "--run", str(run), "--store", store]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, check=True, stdout=subprocess.PIPE)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+if __name__ == "__main__":
+    main()

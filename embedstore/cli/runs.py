@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ FIELDS = ("run_id", "state", "created_at", "preset", "dataset", "n_users", "n_mo
 
 @click.group()
 def runs() -> None:
-    """List, show and remove runs: the sealed folders that training writes.
+    """List, show, restore and remove runs: the sealed folders that training writes.
 
     A RUN is a full id, a unique beginning of one, or `latest`; `show` also takes `@movies`, the run
     that the alias serves, and `@movies~1`, the one before it.
@@ -112,6 +113,34 @@ def show(run: str, runs_dir: Path, store_location: str, alias: str, *, as_json: 
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         click.echo(f"{escape(name):<{width}}  {escape(_short(value))}".rstrip())
+
+
+@runs.command("restore")
+@click.argument("collection", metavar="[ALIAS|COLLECTION]", default="")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@runs_option
+@store_option
+@alias_option
+def restore(collection: str, runs_dir: Path, store_location: str, alias: str, *, as_json: bool) -> None:
+    """Rebuild the run of a collection (default: what the alias serves) from the store alone.
+
+    It serves as the original does: `query --history` answers the same. It knows no users, and has
+    neither metrics nor a log. Only an additive run can be restored; the tower of any other is in its
+    folder alone.
+    """
+    from embedstore.sync import restore as restore_run
+
+    with open_store_at(store_location) as store:
+        report = restore_run(store, collection or alias, runs_dir, alias=alias)
+    if as_json:
+        print_json(asdict(report))
+        return
+    if report.written:
+        click.echo(
+            f"{escape(report.path)}: restored from {report.collection}, {report.count:,} movies, no users"
+        )
+    else:
+        click.echo(f"{escape(report.path)}: is there already, with the content of {report.collection}")
 
 
 @runs.command("rm")

@@ -19,19 +19,29 @@ from embedstore.errors import NotFoundError
 if TYPE_CHECKING:
     from embedstore.runs.run import Run
     from embedstore.stores.base import Store
-    from embedstore.sync import Progress, Status
+    from embedstore.sync import Progress, Status, SyncReport
 
-__all__ = ["plan", "promote", "rollback", "status", "sync", "verify"]
+__all__ = [
+    "no_promote_option",
+    "plan",
+    "print_report",
+    "progress_line",
+    "promote",
+    "rollback",
+    "status",
+    "sync",
+    "verify",
+]
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_no_promote_option = click.option(
+no_promote_option = click.option(
     "--no-promote", is_flag=True, help="Stop before the alias moves: readers keep what they have."
 )
 
 
 @click.command()
 @click.argument("run", default="latest")
-@_no_promote_option
+@no_promote_option
 @_json_option
 @runs_option
 @store_option
@@ -61,7 +71,7 @@ def plan(
 
 @click.command()
 @click.argument("run", default="latest")
-@_no_promote_option
+@no_promote_option
 @_json_option
 @runs_option
 @store_option
@@ -81,10 +91,14 @@ def sync(
     started = time.perf_counter()
     # The run first: a mistyped run must not leave an empty store behind.
     found = None if run.startswith("@") else find_run(runs_dir, run)
-    with open_store_at(store_location, create=found is not None) as store, _progress() as progress:
+    with open_store_at(store_location, create=found is not None) as store, progress_line() as progress:
         found = found or _find(runs_dir, run, store)
         report = sync_run(found, store, alias=alias, promote=not no_promote, progress=progress)
-    seconds = time.perf_counter() - started
+    print_report(report, seconds=time.perf_counter() - started, no_promote=no_promote, as_json=as_json)
+
+
+def print_report(report: SyncReport, *, seconds: float, no_promote: bool, as_json: bool) -> None:
+    """Print what a sync did."""
     if as_json:
         print_json({**asdict(report), "seconds": round(seconds, 3)})
         return
@@ -149,7 +163,7 @@ def verify(run: str, runs_dir: Path, store_location: str, alias: str, *, as_json
     from embedstore.stores.contract import collection_name
     from embedstore.sync import verify as verify_collection
 
-    with open_store_at(store_location) as store, _progress() as progress:
+    with open_store_at(store_location) as store, progress_line() as progress:
         if run:
             found = _find(runs_dir, run, store)
             name = collection_name(alias, found.run_id)
@@ -218,7 +232,7 @@ def _find(runs_dir: Path, reference: str, store: Store | None) -> Run:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress | None]:
+def progress_line() -> Iterator[Progress | None]:
     """Yield a callback that keeps one line on standard error, where that is a terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield None

@@ -43,6 +43,17 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]]  # name: {"bytes", "sha256"}
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def fingerprint(self) -> str:
+        """The digest of all that goes into a collection: ids, vectors, payload and run id."""
+        names = ["movie_ids.npy", "movie_vectors.npy", "movies.jsonl"]
+        if self.tower == "additive":
+            names.append("history_vectors.npy")
+        digest = hashlib.sha256(self.run_id.encode())
+        for name in names:
+            digest.update(f"{name}\0{self.files[name]['sha256']}\n".encode())
+        return digest.hexdigest()
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 

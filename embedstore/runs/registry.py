@@ -15,7 +15,7 @@ from embedstore.runs.run import Run
 __all__ = ["RunSummary", "find_run", "list_runs", "remove_run"]
 
 RUN_ID = re.compile(r"\d{8}t\d{6}-[0-9a-f]{4}")
-_LIVE = re.compile(r"@(?P<alias>[^~]+)(?:~(?P<back>\d+))?")
+LIVE = re.compile(r"@(?P<alias>[^~]+)(?:~(?P<back>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def find_run(
 
     Raises NotFoundError where there is none, UsageError where a prefix fits several.
     """
-    if match := _LIVE.fullmatch(reference):
+    if match := LIVE.fullmatch(reference):
         if live is None:
             raise UsageError(f"{reference} asks the store which run is live; give a run id here")
         return _local(Path(runs_dir), live(match["alias"], int(match["back"] or 0)))
@@ -100,6 +100,7 @@ def _local(runs_dir: Path, run_id: str) -> Run:
     path = runs_dir / run_id
     if not RUN_ID.fullmatch(run_id) or not path.is_dir():
         raise NotFoundError(
-            f"run {run_id} is not in {runs_dir}; copy its folder here from the machine that trained it"
+            f"run {run_id} is not in {runs_dir}; copy its folder here from the machine that trained it, "
+            "or try `embedstore runs restore`"
         )
     return Run.load(path)

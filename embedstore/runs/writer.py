@@ -8,7 +8,8 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,27 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.dataset import Dataset
-from embedstore.data.features import Rows
+from embedstore.data.features import Ids, MovieId, Rows
 from embedstore.errors import RunError
 from embedstore.runs.manifest import MANIFEST, Manifest, digest_of, replace_file, sync_path
 from embedstore.runs.tower import AdditiveTower, DenseTower
 
-__all__ = ["new_run_id", "rated_movies", "write_run"]
+__all__ = [
+    "ADDITIVE",
+    "describe_run",
+    "ids_of",
+    "movie_line",
+    "new_run_id",
+    "rated_movies",
+    "run_folder",
+    "save_array",
+    "seal_run",
+    "write_json",
+    "write_run",
+]
+
+_LARGEST = 2**63 - 1
+ADDITIVE = {"schema": 1, "kind": "additive", "rows": "history_vectors.npy"}  # tower.json
 
 
 def new_run_id(now: datetime | None = None) -> str:
@@ -62,7 +78,27 @@ def write_run(
     vocabulary = rated_movies(dataset)
     vectors = np.ascontiguousarray(movie_vectors, dtype=np.float32)
     _check_vectors(vectors, vocabulary.size, tower)
-    run_id = run_id or new_run_id()
+    with run_folder(runs_dir, run_id or new_run_id()) as path:
+        _write_files(path, dataset, vocabulary, vectors, tower, metrics, log)
+        manifest = describe_run(
+            path,
+            dataset=_describe(dataset),
+            config=config,
+            embedding_dim=int(vectors.shape[1]),
+            tower="additive" if isinstance(tower, AdditiveTower) else "dense",
+            metrics=metrics,
+            git_commit=_git_commit(),
+        )
+        seal_run(path, manifest)
+    return path
+
+
+@contextmanager
+def run_folder(runs_dir: Path, run_id: str) -> Iterator[Path]:
+    """Make the folder of a run, to be filled and sealed in the block; an exception there removes it.
+
+    Raises RunError where it exists, or an OSError says that it cannot be written.
+    """
     path = Path(runs_dir) / run_id
     try:
         (path / "histories").mkdir(parents=True, exist_ok=False)
@@ -71,36 +107,73 @@ def write_run(
     except OSError as error:
         raise RunError(f"run folder {path} cannot be made: {error.strerror}") from error
     try:
-        _write_files(path, dataset, vocabulary, vectors, tower, metrics, log)
-        names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-        for name in names:
-            sync_path(path / name)
-        sync_path(path / "histories")
-        sync_path(path)
-        manifest = Manifest(
-            run_id=run_id,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            dataset=_describe(dataset),
-            config=dict(config),
-            embedding_dim=int(vectors.shape[1]),
-            tower="additive" if isinstance(tower, AdditiveTower) else "dense",
-            metrics=dict(metrics),
-            versions=_versions(),
-            git_commit=_git_commit(),
-            files={
-                name: {"bytes": (path / name).stat().st_size, "sha256": digest_of(path / name)}
-                for name in names
-            },
-        )
-        replace_file(path / MANIFEST, manifest.to_json().encode())
-        sync_path(path.parent)
+        yield path
     except OSError as error:
         shutil.rmtree(path, ignore_errors=True)
         raise RunError(f"run folder {path} cannot be written: {error.strerror or error}") from error
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
-    return path
+
+
+def describe_run(
+    path: Path,
+    *,
+    dataset: Mapping[str, Any],
+    config: Mapping[str, Any],
+    embedding_dim: int,
+    tower: str,
+    metrics: Mapping[str, Any],
+    git_commit: str | None,
+) -> Manifest:
+    """Make every file of an unsealed run durable, and return the manifest that holds their digests."""
+    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    for name in names:
+        sync_path(path / name)
+    return Manifest(
+        run_id=path.name,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        dataset=dict(dataset),
+        config=dict(config),
+        embedding_dim=embedding_dim,
+        tower=tower,
+        metrics=dict(metrics),
+        versions=_versions(),
+        git_commit=git_commit,
+        files={
+            name: {"bytes": (path / name).stat().st_size, "sha256": digest_of(path / name)} for name in names
+        },
+    )
+
+
+def seal_run(path: Path, manifest: Manifest) -> None:
+    """Write the manifest, the last file of a run."""
+    sync_path(path / "histories")
+    sync_path(path)
+    replace_file(path / MANIFEST, manifest.to_json().encode())
+    sync_path(path.parent)
+
+
+def ids_of(values: Sequence[MovieId]) -> Ids:
+    """Return ids as they are stored: int64, uint64 where one needs it, or text no wider than the longest."""
+    if any(isinstance(value, str) for value in values):
+        return np.array(values, dtype=np.str_)
+    large = any(isinstance(value, int) and value > _LARGEST for value in values)
+    return np.array(values, dtype=np.uint64 if large else np.int64)
+
+
+def movie_line(
+    *, movie_id: MovieId, title: str | None, year: int | None, genres: Sequence[str], popularity: int
+) -> str:
+    """Return the line of movies.jsonl that describes a movie."""
+    line = {
+        "movie_id": movie_id,
+        "title": title,
+        "year": year,
+        "genres": list(genres),
+        "popularity": popularity,
+    }
+    return json.dumps(line, ensure_ascii=False) + "\n"
 
 
 def _check_vectors(
@@ -142,40 +215,39 @@ def _write_files(
     metrics: Mapping[str, Any],
     log: Sequence[Mapping[str, Any]],
 ) -> None:
-    _save(path / "movie_ids.npy", dataset.movies.values[vocabulary])
-    _save(path / "movie_vectors.npy", vectors)
+    ids = dataset.movies.ids(vocabulary)
+    save_array(path / "movie_ids.npy", ids_of(ids))
+    save_array(path / "movie_vectors.npy", vectors)
     for name, array in _arrays(tower):
-        _save(path / f"{name}.npy", np.ascontiguousarray(array, dtype=np.float32))
+        save_array(path / f"{name}.npy", np.ascontiguousarray(array, dtype=np.float32))
     if isinstance(tower, DenseTower):
         for feature in tower.features.values():
-            _save(path / f"tower.{feature.name}.offsets.npy", feature.offsets.astype(np.int64))
-            _save(path / f"tower.{feature.name}.values.npy", feature.values.astype(np.int64))
-    _write_json(path / "tower.json", _tower_json(tower))
-    ids = dataset.movies.ids(vocabulary)
+            save_array(path / f"tower.{feature.name}.offsets.npy", feature.offsets.astype(np.int64))
+            save_array(path / f"tower.{feature.name}.values.npy", feature.values.astype(np.int64))
+    write_json(path / "tower.json", ADDITIVE if isinstance(tower, AdditiveTower) else _dense_json(tower))
     with open(path / "movies.jsonl", "w", encoding="utf-8") as file:
         for row, movie_id in zip(vocabulary.tolist(), ids, strict=True):
             movie = dataset.catalog[row]
-            line = {
-                "movie_id": movie_id,
-                "title": movie.title,
-                "year": movie.year,
-                "genres": list(movie.genres),
-                "popularity": int(dataset.popularity[row]),
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(
+                movie_line(
+                    movie_id=movie_id,
+                    title=movie.title,
+                    year=movie.year,
+                    genres=movie.genres,
+                    popularity=int(dataset.popularity[row]),
+                )
+            )
     row_of = np.full(len(dataset.movies), -1, dtype=np.int32)
     row_of[vocabulary] = np.arange(vocabulary.size, dtype=np.int32)
-    _save(path / "histories/user_ids.npy", dataset.users.values)
-    _save(path / "histories/offsets.npy", dataset.offsets)
-    _save(path / "histories/movie_rows.npy", row_of[dataset.movie_rows])
-    _write_json(path / "metrics.json", metrics)
+    save_array(path / "histories/user_ids.npy", dataset.users.values)
+    save_array(path / "histories/offsets.npy", dataset.offsets)
+    save_array(path / "histories/movie_rows.npy", row_of[dataset.movie_rows])
+    write_json(path / "metrics.json", metrics)
     with open(path / "training.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(entry) + "\n" for entry in log)
 
 
-def _tower_json(tower: AdditiveTower | DenseTower) -> dict[str, Any]:
-    if isinstance(tower, AdditiveTower):
-        return {"schema": 1, "kind": "additive", "rows": "history_vectors.npy"}
+def _dense_json(tower: DenseTower) -> dict[str, Any]:
     return {
         "schema": 1,
         "kind": "dense",
@@ -188,11 +260,13 @@ def _tower_json(tower: AdditiveTower | DenseTower) -> dict[str, Any]:
     }
 
 
-def _save(path: Path, array: npt.NDArray[Any]) -> None:
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write a .npy file."""
     np.save(path, np.ascontiguousarray(array), allow_pickle=False)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file of a run."""
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

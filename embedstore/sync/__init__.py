@@ -1,18 +1,24 @@
 """From a run to a live collection: plan it, sync it, verify it, and move the alias last."""
 
+from embedstore.sync.copy import copy
 from embedstore.sync.lifecycle import Status, promote_run, rollback, status
 from embedstore.sync.plan import Plan, plan
+from embedstore.sync.restore import RestoreReport, find_collection, restore
 from embedstore.sync.upsert import Progress, SyncReport, sync
 from embedstore.sync.verify import VerifyReport, verify
 
 __all__ = [
     "Plan",
     "Progress",
+    "RestoreReport",
     "Status",
     "SyncReport",
     "VerifyReport",
+    "copy",
+    "find_collection",
     "plan",
     "promote_run",
+    "restore",
     "rollback",
     "status",
     "sync",

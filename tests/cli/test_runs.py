@@ -151,3 +151,70 @@ def test_rm_keeps_what_an_alias_serves(capsys: Capture) -> None:
     assert json.loads(capsys.readouterr().out)["run_id"] == OLD
     assert run(["runs", "show", "@films~1"]) == 3
     assert run(["runs", "rm", "--force", OLD]) == 0
+
+
+@pytest.mark.usefixtures("two_runs")
+def test_restore_brings_a_run_back_that_serves(tmp_path: Path, capsys: Capture) -> None:
+    assert run(["sync", OLD]) == 0
+    capsys.readouterr()
+    assert run(["query", "--history", "3,9,27", "--json"]) == 0
+    before = json.loads(capsys.readouterr().out)
+    assert run(["runs", "restore"]) == 0
+    assert capsys.readouterr().out == f"runs/{OLD}: is there already, with the content of movies__{OLD}\n"
+    assert run(["runs", "rm", "--force", OLD, NEW]) == 0
+    capsys.readouterr()
+    assert run(["runs", "restore", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "collection": f"movies__{OLD}",
+        "run_id": OLD,
+        "path": f"runs/{OLD}",
+        "count": 40,
+        "written": True,
+    }
+    assert run(["query", "--history", "3,9,27", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == before
+    assert run(["query", "--user", "3"]) == 3
+    assert "is not among the 0 users" in capsys.readouterr().err
+    assert run(["runs", "list"]) == 0
+    assert run(["runs", "show", OLD]) == 0
+    assert f"movies__{OLD}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("two_runs")
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["runs", "restore", "films"], 3, "no alias, collection or run 'films'"),
+        (["runs", "restore", "--store", "nowhere"], 3, "no store at nowhere"),
+        (["runs", "restore", "--runs", "other"], 1, f"copy the folder {NEW} to other"),
+        (["copy", "films", "--to", "other"], 3, "no alias, collection or run 'films'"),
+        (["copy", "movies", "--to", "store"], 2, "both stores are store"),
+        (["copy", "movies"], 2, "--to"),
+    ],
+)
+def test_what_cannot_be_restored_or_copied_is_one_sentence(
+    capsys: Capture, arguments: list[str], code: int, sentence: str
+) -> None:
+    assert run(["sync", NEW]) == 0
+    capsys.readouterr()
+    assert run(arguments) == code
+    out, message = capsys.readouterr()
+    assert out == ""
+    assert sentence in message
+    assert message.count("\n") == 1
+    assert not Path("other").exists()
+
+
+@pytest.mark.usefixtures("two_runs")
+def test_copy_fills_another_store_and_flips_there(capsys: Capture) -> None:
+    assert run(["sync", OLD]) == 0
+    capsys.readouterr()
+    assert run(["copy", OLD, "--to", "other", "--no-promote"]) == 0
+    assert "alias movies stays on nothing" in capsys.readouterr().out
+    assert run(["copy", "@movies", "--to", "other"]) == 0
+    assert f"alias movies -> movies__{OLD}" in capsys.readouterr().out
+    assert run(["verify", "--store", "other"]) == 0
+    capsys.readouterr()
+    assert run(["copy", "movies", "--to", "other", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["state"], report["written"]) == ("unchanged", 0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -198,3 +199,67 @@ def test_run_ids_sort_by_age() -> None:
 
     now = datetime.now(UTC)
     assert new_run_id(now) < new_run_id(now + timedelta(seconds=1))
+
+
+def test_the_catalog_reads_the_lines_that_it_is_asked_for(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, n=2500)
+    titles = [json.loads(line)["title"] for line in (run.path / "movies.jsonl").read_text().splitlines()]
+    assert len(run.catalog) == 2500
+    assert [movie.title for movie in run.catalog] == titles
+    assert [movie.title for movie in run.catalog[1990:2010]] == titles[1990:2010]
+    assert [movie.title for movie in run.catalog[::-700]] == titles[::-700]
+    assert run.catalog[-1].title == titles[-1]
+    rows = np.array([2499, 0, 7, 8])
+    assert [line["title"] for line in run.catalog.lines(rows)] == [titles[row] for row in rows]
+    assert run.catalog.lines(rows[:0]) == []
+    assert run.catalog[2500:] == []
+    with pytest.raises(IndexError, match="outside of 0 to 2499"):
+        _ = run.catalog[2500]
+
+
+def test_a_released_run_reads_the_same_again(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    before = (run.movie_vectors.copy(), list(run.catalog))
+    run.release()
+    assert np.array_equal(run.movie_vectors, before[0])
+    assert list(run.catalog) == before[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (b"[1, 2]\n", "does not hold one movie per line"),
+        (b"7\n", "does not hold one movie per line"),
+        (b"\n", "does not hold one movie per line"),
+        (b'{"movie_id": 2}\n', "does not hold one movie per line"),
+        (b"\xff\n", "does not hold one movie per line"),
+        (b"[" * 100_000 + b"\n", "does not hold one movie per line"),
+        (b"{}, {}\n", "does not hold one movie per line"),
+        (b"", "has 39 lines for 40 vectors"),
+        (b"{}\n{}\n", "has 41 lines for 40 vectors"),
+    ],
+)
+def test_lines_that_describe_no_movie_are_refused_by_the_name_of_their_file(
+    tmp_path: Path, line: bytes, sentence: str
+) -> None:
+    run = tiny_run(tmp_path)
+    lines = (run.path / "movies.jsonl").read_bytes().splitlines(keepends=True)
+    reseal(run, b"".join([lines[0], line, *lines[2:]]))
+    with pytest.raises(RunError, match=rf"damaged: movies\.jsonl {sentence}"):
+        list(Run.load(run.path).catalog)
+
+
+@pytest.mark.parametrize(("content", "sentence"), [(b"", "cannot be mapped"), (b"{}", "a whole line")])
+def test_a_catalog_without_whole_lines_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+    run = tiny_run(tmp_path)
+    reseal(run, content)
+    with pytest.raises(RunError, match=rf"damaged: movies\.jsonl .*{sentence}"):
+        _ = Run.load(run.path).catalog
+
+
+def reseal(run: Run, movies: bytes) -> None:
+    """Replace movies.jsonl and its digest: damage that a digest does not tell."""
+    (run.path / "movies.jsonl").write_bytes(movies)
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    manifest["files"]["movies.jsonl"] = {"bytes": len(movies), "sha256": hashlib.sha256(movies).hexdigest()}
+    (run.path / "manifest.json").write_text(json.dumps(manifest))

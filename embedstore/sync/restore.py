@@ -1,0 +1,201 @@
+"""restore: the run folder of a collection, rebuilt from the collection alone."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from embedstore.data.features import Ids, Rows, Vocabulary
+from embedstore.errors import NotFoundError, RunError, StoreError, UsageError, VerificationError
+from embedstore.runs.registry import LIVE
+from embedstore.runs.run import Run
+from embedstore.runs.writer import (
+    ADDITIVE,
+    describe_run,
+    ids_of,
+    movie_line,
+    run_folder,
+    save_array,
+    seal_run,
+    write_json,
+)
+from embedstore.stores.base import Store
+from embedstore.stores.contract import Metadata
+from embedstore.sync.compare import Progress
+
+__all__ = ["RestoreReport", "find_collection", "rebuild", "restore"]
+
+_LINE = ("movie_id", "title", "year", "genres", "popularity")
+
+
+@dataclass(frozen=True)
+class RestoreReport:
+    """The run that a collection was restored to; written is False where it was there already."""
+
+    collection: str
+    run_id: str
+    path: str
+    count: int
+    written: bool
+
+
+def restore(
+    store: Store,
+    reference: str,
+    runs_dir: Path,
+    *,
+    alias: str = "movies",
+    progress: Progress | None = None,
+) -> RestoreReport:
+    """Rebuild the run of an additive collection in runs_dir, for serving: it knows no users.
+
+    Its movie_ids.npy, movie_vectors.npy, history_vectors.npy and movies.jsonl are those of the
+    original, byte by byte, so that it answers any history exactly as the original does.
+
+    Raises RunError where the tower is not additive, so that the collection lacks it, or another run
+    of this id is in runs_dir; otherwise what find_collection and rebuild raise.
+    """
+    name, metadata = find_collection(store, reference, alias=alias)
+    path = Path(runs_dir) / metadata.run_id
+    if path.exists():
+        found = Run.load(path).fingerprint
+        if found != metadata.fingerprint:
+            raise RunError(
+                f"run {metadata.run_id} in {runs_dir} has other content (fingerprint {found[:12]}) than "
+                f"collection {name!r} ({metadata.fingerprint[:12]}); give another --runs"
+            )
+        return RestoreReport(name, metadata.run_id, str(path), metadata.count, written=False)
+    if metadata.tower != "additive":
+        raise RunError(
+            f"collection {name!r} is of a run whose tower is {metadata.tower}, which is in its folder alone; "
+            f"copy the folder {metadata.run_id} to {runs_dir} from the machine that trained it"
+        )
+    rebuild(store, name, metadata, Path(runs_dir), progress=progress)
+    return RestoreReport(name, metadata.run_id, str(path), metadata.count, written=True)
+
+
+def find_collection(store: Store, reference: str, *, alias: str = "movies") -> tuple[str, Metadata]:
+    """Return the name of a sealed collection, and its metadata.
+
+    reference: an alias, a collection, @ALIAS or @ALIAS~N (N promotions ago), or a run id or the
+    beginning of one, which means its collection for alias.
+
+    Raises NotFoundError where there is none, UsageError where several fit, StoreError where it is
+    not finished.
+    """
+    names = store.collections()
+    if match := LIVE.fullmatch(reference):
+        name = store.live(match["alias"], int(match["back"] or 0)).collection
+    else:
+        name = store.aliases().get(reference, reference)
+    fitting = [name] if name in names else [n for n in names if n.startswith(f"{alias}__{reference}")]
+    if not fitting or not reference:
+        raise NotFoundError(
+            f"no alias, collection or run {reference!r} in {store.location}; see `embedstore status`"
+        )
+    if len(fitting) > 1:
+        raise UsageError(f"{reference!r} fits {fitting[0]} and {fitting[1]}; give more of the run id")
+    metadata = store.metadata(fitting[0])
+    if metadata.state != "sealed":
+        raise StoreError(f"collection {fitting[0]!r} is not finished; run `embedstore sync` to finish it")
+    return fitting[0], metadata
+
+
+def rebuild(
+    store: Store, name: str, metadata: Metadata, runs_dir: Path, *, progress: Progress | None = None
+) -> Path:
+    """Write and seal the run of a collection, without users, and without its tower unless additive.
+
+    Reads the collection twice, a bounded number of points at a time. Raises VerificationError where
+    what was read does not have the fingerprint of the run, RunError where the folder exists or cannot
+    be written; then nothing is left behind.
+    """
+    with run_folder(runs_dir, metadata.run_id) as path:
+        try:
+            movies = Vocabulary(_movie_ids(store, name))
+            n_ratings = _write_points(path, store, name, metadata, movies, progress)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:  # payloads of other hands
+            raise _differs(name, metadata, f"holds points that no run has ({error!r})") from error
+        save_array(path / "movie_ids.npy", movies.values)
+        if metadata.tower == "additive":
+            write_json(path / "tower.json", ADDITIVE)
+        save_array(path / "histories/user_ids.npy", np.zeros(0, np.int64))
+        save_array(path / "histories/offsets.npy", np.zeros(1, np.int64))
+        save_array(path / "histories/movie_rows.npy", np.zeros(0, np.int32))
+        manifest = describe_run(
+            path,
+            dataset={"n_users": 0, "n_movies": metadata.count, "n_ratings": n_ratings},
+            config={"restored_from": name},
+            embedding_dim=metadata.dim,
+            tower=metadata.tower,
+            metrics={},
+            git_commit=None,
+        )
+        if manifest.fingerprint != metadata.fingerprint:
+            raise _differs(name, metadata, f"gives the fingerprint {manifest.fingerprint[:12]}")
+        seal_run(path, manifest)
+    return path
+
+
+def _movie_ids(store: Store, name: str) -> Ids:
+    """Return the movie ids of a collection in ascending order."""
+    found = [p["movie_id"] for batch in store.scroll(name, vectors=False) for p in batch.payloads]
+    if any(isinstance(movie_id, str) for movie_id in found) != all(isinstance(i, str) for i in found):
+        raise ValueError("ids of text among integers")
+    return np.sort(ids_of(found))
+
+
+def _write_points(
+    path: Path, store: Store, name: str, metadata: Metadata, movies: Vocabulary, progress: Progress | None
+) -> int:
+    """Write vectors and lines of all points, each at the row of its movie; return the number of ratings."""
+    n, read, n_ratings = len(movies), 0, 0
+    starts, sizes = np.zeros(n, np.int64), np.zeros(n, np.int64)  # of the lines in unordered
+    files = ("movie_vectors.npy", "history_vectors.npy")[: 2 if metadata.spec.additive else 1]
+    with ExitStack() as stack:
+        unordered = stack.enter_context(tempfile.TemporaryFile(dir=path))
+        ordered = stack.enter_context(open(path / "movies.jsonl", "wb"))
+        matrices = [stack.enter_context(open(path / file, "wb")) for file in files]
+        header = {"descr": "<f4", "fortran_order": False, "shape": (n, metadata.dim)}
+        for matrix in matrices:
+            np.lib.format.write_array_header_1_0(matrix, header)
+        data = matrices[0].tell()
+        for batch in store.scroll(name):
+            rows = movies.rows([payload["movie_id"] for payload in batch.payloads])
+            if (rows < 0).any():
+                raise ValueError("points that were not there a moment ago")
+            for matrix, vectors in zip(matrices, (batch.movie_vectors, batch.history_vectors), strict=False):
+                if vectors is not None:
+                    _write_rows(matrix, data, rows, vectors)
+            for row, payload in zip(rows.tolist(), batch.payloads, strict=True):
+                line = movie_line(**{key: payload[key] for key in _LINE}).encode()
+                starts[row], sizes[row] = unordered.tell(), len(line)
+                unordered.write(line)
+                n_ratings += payload["popularity"]
+            read += len(batch)
+            if progress is not None:
+                progress("reading", read, n)
+        for start, size in zip(starts, sizes, strict=True):
+            unordered.seek(int(start))
+            ordered.write(unordered.read(int(size)))
+    return n_ratings
+
+
+def _write_rows(file: BinaryIO, data: int, rows: Rows, vectors: npt.NDArray[np.float32]) -> None:
+    """Write vectors at rows of the matrix that begins at byte data, neighbours at once."""
+    for part in np.split(np.arange(rows.size), np.flatnonzero(np.diff(rows) != 1) + 1):
+        file.seek(data + int(rows[part[0]]) * vectors[0].nbytes)
+        file.write(vectors[part].tobytes())
+
+
+def _differs(name: str, metadata: Metadata, what: str) -> VerificationError:
+    return VerificationError(
+        f"collection {name!r} {what}, expected the points of run {metadata.run_id} "
+        f"(fingerprint {metadata.fingerprint[:12]}); repair it with `embedstore sync` where the run is"
+    )

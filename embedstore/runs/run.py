@@ -54,6 +54,7 @@ class Catalog(Sequence[Movie]):
         for start in range(0, len(self._map), _BLOCK):
             block = np.frombuffer(self._map[start : start + _BLOCK], np.uint8)
             bounds.append(np.flatnonzero(block == ord("\n")) + (start + 1))
+            self.release()
         self._bounds = np.concatenate(bounds)
         if self._bounds[-1] != len(self._map):
             raise damaged("does not end with a whole line")

@@ -22,7 +22,7 @@ _K = 100
 _LEAST_RECALL = 0.97
 _LEAST_RECALL_AT_10 = 0.99
 _COUNTED_VALUES = 64
-_HISTORY = 10_000  # the newest movies of a user, enough for a query
+_HISTORY = 1000  # the newest movies of a user, enough for a query
 _BLOCK = 1 << 14  # rows scored at a time
 
 
@@ -145,6 +145,7 @@ def measure_recall(run: Run, store: Store, name: str) -> dict[str, Any]:
         slack = 1e-5 * max(1.0, float(most_of_all))  # near ties may swap in float32
         rows = run.movies.rows([hit.movie_id for hit in found])
         row = run.movie_vectors[rows] @ psi  # (k,)
+        run.release()
         for most in right:
             right[most] += int((row[:most] >= scores[-most] - slack).sum())
     value, at_10 = (right[most] / (most * len(queries)) for most in (k, min(10, k)))
@@ -169,8 +170,11 @@ def _user_vectors(run: Run) -> npt.NDArray[np.float32]:
     """Return psi of a few users spread over the run; movie vectors where the run has no tower or history."""
     if run.manifest.tower != "none":
         users = run.users.values[np.linspace(0, len(run.users) - 1, min(_USERS, len(run.users))).astype(int)]
-        histories = [run.history(user_id)[-_HISTORY:] for user_id in users.tolist()]
-        vectors = [run.tower(history) for history in histories if history.size]
+        vectors = []
+        for user_id in users.tolist():
+            if (history := run.history(user_id)[-_HISTORY:]).size:
+                vectors.append(run.tower(history))
+                run.release()
         if vectors:
             return np.stack(vectors)
     picked = np.linspace(0, len(run.movies) - 1, min(_USERS, len(run.movies))).astype(int)

@@ -32,12 +32,16 @@ IDS: dict[str, list[MovieId]] = {
 }
 
 
-@pytest.fixture(params=["edge", "local", pytest.param("server", marks=pytest.mark.server)])
+@pytest.fixture(
+    params=["edge", "local", *(pytest.param(way, marks=pytest.mark.server) for way in ("rest", "grpc"))]
+)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     opened: Store
     if request.param == "edge":
         opened = open_store(tmp_path / "store", create=True)
-    elif request.param == "server":
+    elif request.param == "rest":
+        opened = server_store(grpc_port=0)
+    elif request.param == "grpc":
         opened = server_store()
     else:
         opened = ServerStore("http://local-mode:6333", Connection(grpc_port=0), transport=LocalMode())
@@ -65,6 +69,8 @@ def run_of(folder: Path, ids: list[MovieId], *, unrated: MovieId | None = None) 
 
 @pytest.mark.parametrize("kind", list(IDS))
 def test_a_restored_run_is_the_original_byte_by_byte(tmp_path: Path, store: Store, kind: str) -> None:
+    if kind == "unsigned" and isinstance(store, ServerStore) and store.bulk_way().startswith("gRPC"):
+        pytest.skip("gRPC holds no payload integer beyond int64")
     run = run_of(tmp_path, IDS[kind])
     sync(run, store)
     report = restore(store, "movies", tmp_path / "elsewhere")

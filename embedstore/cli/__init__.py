@@ -25,6 +25,7 @@ __all__ = ["cli", "main", "run"]
 COMMANDS = {
     "access": "embedstore.cli.server:access",
     "completion": "embedstore.cli.completion:completion",
+    "contract": "embedstore.cli.contract:contract",
     "copy": "embedstore.cli.copy:copy",
     "data": "embedstore.cli.data:data",
     "embed": "embedstore.cli.query:embed",

@@ -128,7 +128,7 @@ def _section(
     lines = table_lines(shapes, rows)
     yield ""
     yield title
-    yield from (f"  {line.rstrip()}" for line in (lines if columns else lines[1:]))
+    yield from (f"  {line.rstrip()}" for line in (lines if columns else lines[2:]))
 
 
 def _recipes(told: Contract, languages: tuple[str, ...]) -> Iterator[str]:

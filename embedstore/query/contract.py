@@ -32,17 +32,17 @@ PAYLOAD = {  # field -> type, meaning
 }
 METADATA = {
     "schema": "version of this contract; refuse one that is newer than you know",
-    "state": "building, sealed or deleting; an alias names sealed collections only",
+    "state": "building, sealed or deleting; an alias names sealed ones",
     "run_id": "the run whose vectors these are; psi(X) must be of the same run",
     "dim": "width of every vector",
     "count": "number of movies",
-    "tower": "additive: psi(X) is the mean of `history` vectors; dense: it takes the run; none: no psi(X)",
-    "fingerprint": "digest of ids, vectors, payload and run_id: equal where the content is",
+    "tower": "additive: psi(X) is the mean of `history` vectors; dense, none: it is not",
+    "fingerprint": "digest of ids, vectors, payload, run_id: equal where they are",
     "created_at": "when the collection was begun, UTC",
     "heartbeat": "when its writer was last seen, UTC",
     "tool_version": "the embedstore that wrote it",
     "search": "how the default search works: exact, or HNSW with these m and ef",
-    "recall": "of the default search against exact search, measured before the alias moved",
+    "recall": "of the default search, measured before the alias moved",
 }
 _MANY_USERS = 200
 _FEW_MOVIES = 10

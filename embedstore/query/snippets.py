@@ -2,6 +2,9 @@
 
 A snippet knows the alias, the URL and the values of one person. The key of the server comes from the
 environment variable QDRANT_API_KEY where the snippet runs, and is never part of it.
+
+Qdrant leaves the positives of a recommend query out of its answer only where the lookup names the
+collection itself. Through an alias it does not, so the recipe excludes them by a filter.
 """
 
 from __future__ import annotations
@@ -163,6 +166,7 @@ _CURL_HISTORY = """\
 {
   "query": {"recommend": {"positive": [$known], "strategy": "average_vector"}},
   "lookup_from": {"collection": "@ALIAS@", "vector": "@VECTOR@"},
+  "filter": {"must_not": [{"has_id": [$known]}]},
   "limit": @LIMIT@,
   "with_payload": true
 }"""
@@ -203,6 +207,7 @@ points = client.query_points(
         recommend=models.RecommendInput(positive=known, strategy=models.RecommendStrategy.AVERAGE_VECTOR)
     ),
     lookup_from=models.LookupLocation(collection="@ALIAS@", vector="@VECTOR@"),
+    query_filter=models.Filter(must_not=[models.HasIdCondition(has_id=known)]),
     limit=@LIMIT@,
 ).points
 """,
@@ -249,6 +254,7 @@ const known = (await client.retrieve("@ALIAS@", { ids, with_payload: false })).m
 const { points } = await client.query("@ALIAS@", {
   query: { recommend: { positive: known, strategy: "average_vector" } },
   lookup_from: { collection: "@ALIAS@", vector: "@VECTOR@" },
+  filter: { must_not: [{ has_id: known }] },
   limit: @LIMIT@,
   with_payload: true,
 });
@@ -329,8 +335,10 @@ _GO_QUERY = {
 		log.Fatal(err)
 	}
 	var positive []*qdrant.VectorInput
+	var watched []*qdrant.PointId
 	for _, point := range known {
 		positive = append(positive, qdrant.NewVectorInputID(point.GetId()))
+		watched = append(watched, point.GetId())
 	}
 	points, err := client.Query(ctx, &qdrant.QueryPoints{
 		CollectionName: "@ALIAS@",
@@ -339,6 +347,7 @@ _GO_QUERY = {
 			Strategy: qdrant.RecommendStrategy_AverageVector.Enum(),
 		}),
 		LookupFrom:  &qdrant.LookupLocation{CollectionName: "@ALIAS@", VectorName: qdrant.PtrOf("@VECTOR@")},
+		Filter:      &qdrant.Filter{MustNot: []*qdrant.Condition{qdrant.NewHasID(watched...)}},
 		Limit:       qdrant.PtrOf(uint64(@LIMIT@)),
 		WithPayload: qdrant.NewWithPayload(true),
 	})

@@ -135,6 +135,8 @@ def _recipes(told: Contract, languages: tuple[str, ...]) -> Iterator[str]:
     for recipe in told.recipes:
         yield ""
         yield f"Recipe {recipe.name}: {recipe.title}"
+        if recipe.command is not None:
+            yield f"  the answer of: {escape(recipe.command)}"
         yield f"  {told.example.who} now gets:"
         for hit in recipe.expected[:3]:
             yield f"  {hit.movie_id}  {hit.score:.5f}  {escape(str(hit.payload['title'] or ''))}".rstrip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,18 +52,24 @@ _SAMPLE = 1000
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to ask. snippets: a program per language; expected: what it answers now, best first."""
+    """One way to ask. snippets: a program per language; expected: what it answers now, best first.
+
+    command is the embedstore query that answers the same (of a page: that ends with it), None without
+    a user.
+    """
 
     name: str
     title: str
+    command: str | None
     snippets: Mapping[str, str]
     expected: Sequence[Hit]
 
 
 @dataclass(frozen=True)
 class Example:
-    """The person whose values fill the snippets. psi: (dim,) float32."""
+    """Whose values fill the snippets: a user of the run, or no user_id. psi: (dim,) float32."""
 
+    user_id: MovieId | None
     who: str
     history: Sequence[MovieId]
     psi: npt.NDArray[np.float32]
@@ -99,7 +106,10 @@ class Contract:
             "payload": {name: {"type": kind, "meaning": told} for name, (kind, told) in PAYLOAD.items()},
             "indexes": dict(self.indexes),
             "metadata": {key: {"value": present[key], "meaning": told} for key, told in METADATA.items()},
-            "recipes": [{"name": recipe.name, **recipe.snippets} for recipe in self.recipes],
+            "recipes": [
+                {"name": recipe.name, "title": recipe.title, "command": recipe.command, **recipe.snippets}
+                for recipe in self.recipes
+            ],
             "example": {
                 "who": self.example.who,
                 "history": list(self.example.history),
@@ -141,6 +151,7 @@ def describe(store: Store, alias: str, run: Run | None, endpoint: Endpoint) -> C
         Recipe(
             name,
             RECIPES[name],
+            _command(name, alias, example.user_id, filters),
             {
                 language: snippet(name, language, values, [hit.movie_id for hit in hits[:3]])
                 for language in LANGUAGES
@@ -160,7 +171,7 @@ def _user(run: Run, store: Store, collection: str) -> Example:
         return _popular(store, collection, store.metadata(collection))
     user_id = min(rated, key=lambda user: abs(run.history(user).size - _FEW_MOVIES))
     psi = embed(run, user_id=user_id).user_embedding
-    return Example(f"user {user_id}", run.movies.ids(run.history(user_id)), psi)
+    return Example(user_id, f"user {user_id}", run.movies.ids(run.history(user_id)), psi)
 
 
 def _popular(store: Store, collection: str, metadata: Metadata) -> Example:
@@ -173,7 +184,7 @@ def _popular(store: Store, collection: str, metadata: Metadata) -> Example:
     else:
         rows, what = order[:1], "the vector of a popular movie in place of psi(X), whose run is not here"
         psi = batch.movie_vectors[rows[0]]
-    return Example(what, [batch.payloads[row]["movie_id"] for row in rows], psi)
+    return Example(None, what, [batch.payloads[row]["movie_id"] for row in rows], psi)
 
 
 def _values(
@@ -199,6 +210,19 @@ def _values(
         year=year,
     )
     return filters, values
+
+
+def _command(recipe: str, alias: str, user_id: MovieId | None, filters: Filters) -> str | None:
+    if user_id is None:
+        return None
+    words = ["embedstore", "query", "--alias", alias, "--user", str(user_id)]
+    if recipe == "embedding":
+        words.append("--include-seen")
+    elif recipe == "filters":
+        conditions = [f"genre={genre}" for genre in filters.genres]
+        conditions += [f"year{operator}{year}" for operator, year in filters.years]
+        words += [word for condition in conditions for word in ("--filter", condition)]
+    return shlex.join(words)
 
 
 def _numbers(vector: npt.NDArray[np.float32]) -> list[float]:

@@ -34,8 +34,8 @@ def test_text_and_json_tell_the_same(additive: bool, capsys: pytest.CaptureFixtu
     ]  # fmt: skip
     assert told["indexes"] == {"genres": "keyword", "year": "integer"}
     for recipe in told["recipes"]:
-        assert list(recipe) == ["name", "curl", "python", "javascript", "go"]
-        assert all(recipe[language] in text for language in list(recipe)[1:])
+        assert list(recipe) == ["name", "title", "command", "curl", "python", "javascript", "go"]
+        assert all(part in text for part in recipe.values())
     for name in (*told["payload"], *told["metadata"], *filter(None, told["vectors"])):
         assert f"  {name} " in text
     assert ("history" in told["vectors"]) == additive

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from embedstore.data.dataset import Movie
 from embedstore.errors import StoreError, UsageError
+from embedstore.query.recommend import Recommendation, recommendations_of
+from embedstore.stores.base import Hit
 from embedstore.stores.contract import (
     SCHEMA_VERSION,
     Metadata,
     collection_name,
+    payload,
     point_id,
     points,
     valid_alias,
@@ -69,6 +75,48 @@ def test_metadata_without_a_field_are_refused_by_its_name() -> None:
             {"schema": 1, "state": "sealed"} | dict.fromkeys(("dim", "count", "tower", "fingerprint")),
             name="c",
         )
+
+
+@pytest.fixture
+def stored() -> Any:
+    """What schema 1 wrote, as literals that never change."""
+    path = Path(__file__).parent.parent / "data" / "contract" / "schema1.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_metadata_of_schema_1_are_read_for_ever(stored: Any) -> None:
+    assert Metadata.from_dict(stored["metadata"], name="c") == Metadata(
+        state="sealed",
+        run_id="20261124t031500-1a2b",
+        dim=32,
+        count=1682,
+        tower="additive",
+        fingerprint="96e676a868858bd2a6a3dcd3ea0c3f8b5d1c0f3a7a0e6a1f0e9b0b8a4c6d2e11",
+        created_at="2026-11-24T03:16:02+00:00",
+        heartbeat="2026-11-24T03:16:04+00:00",
+        tool_version="0.1.0",
+        search={"exact": False, "m": 32, "ef": 256},
+        recall={"k": 100, "value": 0.981, "at_10": 0.999},
+        schema=1,
+    )
+
+
+def test_the_least_metadata_of_schema_1_are_enough(stored: Any) -> None:
+    read = Metadata.from_dict(stored["least_metadata"], name="c")
+    assert (read.state, read.dim, read.spec.additive, read.heartbeat) == ("building", 2, False, "")
+    assert (read.search, read.recall) == ({"exact": True, "m": 0, "ef": 0}, None)
+
+
+def test_points_of_schema_1_are_written_and_read_for_ever(stored: Any) -> None:
+    for point in stored["points"]:
+        content = point["payload"]
+        movie = Movie(content["title"], content["year"], tuple(content["genres"]))
+        others = {key: content[key] for key in ("movie_id", "popularity", "run_id")}
+        assert payload(movie, **others) == content
+        assert point_id(content["movie_id"]) == point["id"]
+        assert recommendations_of([Hit(content["movie_id"], 0.5, content)]) == [
+            Recommendation(1, content["movie_id"], 0.5, movie.title, movie.year, movie.genres)
+        ]
 
 
 @pytest.mark.parametrize("additive", [True, False])

@@ -205,6 +205,12 @@ def _answers(
             f"collection {collection!r} holds run {metadata.run_id}, the tower is of run {run.run_id}; "
             "sync the run or query the collection's own"
         )
+    made = (metadata.dim, metadata.tower)
+    if made != (run.embedding_dim, run.manifest.tower):
+        raise StoreError(
+            f"collection {collection!r} has width {made[0]} and a {made[1]} tower, run {run.run_id} has "
+            f"{run.embedding_dim} and {run.manifest.tower}; delete the collection and sync the run again"
+        )
     limit = min(options.k, len(run.movies))
     for batch in _batches(people):
         histories = [known_rows(run, person) for person in batch]

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +99,18 @@ def test_a_history_without_a_known_movie_is_an_error(run: Run, store: Store) -> 
         recommend(run, store, user_id=999)
     with pytest.raises(ValueError, match="either a user_id or a history"):
         recommend(run, store)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"), [({"dim": 6}, "has width 6 and a"), ({"tower": "dense"}, "and a dense tower")]
+)
+def test_metadata_that_do_not_fit_the_run_are_refused(
+    run: Run, store: Store, change: dict[str, Any], sentence: str
+) -> None:
+    name = f"movies__{run.run_id}"
+    store.set_metadata(name, replace(store.metadata(name), **change))
+    with pytest.raises(StoreError, match=f"{sentence}.* has 5 and additive; delete the collection"):
+        recommend(run, store, history=[1])
 
 
 def test_one_runs_tower_never_meets_anothers_vectors(tmp_path: Path, run: Run, store: Store) -> None:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 
 from embedstore.data.features import MovieId
+from embedstore.errors import StoreError, UsageError
 from embedstore.query.recommend import recommend
 from embedstore.runs.run import Run
+from embedstore.stores.access import check_token, read_token
 from embedstore.sync import rollback, sync
 from tests.builders import tiny_run
-from tests.server import clean, server_store, server_url
+from tests.server import clean, connection_of_tests, server_store, server_url
 
 pytestmark = pytest.mark.server
 
@@ -30,11 +32,11 @@ FLIPS = 40
 
 
 @contextmanager
-def application() -> Iterator[httpx.Client]:
-    """Start the application and yield a client of it; it must still run at the end."""
+def application(token: str | None = None) -> Iterator[httpx.Client]:
+    """Start the application, by default with a read-only key, and yield a client; it must run to the end."""
     if shutil.which("node") is None or not (APP / "node_modules").is_dir():
         pytest.skip(f"NO NODE CLIENT: install node and run `npm ci` in {APP}")
-    key = os.environ.get("QDRANT_READ_ONLY_API_KEY") or os.environ.get("QDRANT_API_KEY", "")
+    key = token or os.environ.get("QDRANT_READ_ONLY_API_KEY") or os.environ.get("QDRANT_API_KEY", "")
     environment = {**os.environ, "QDRANT_URL": server_url(), "QDRANT_API_KEY": key, "PORT": "0"}
     with subprocess.Popen(
         ["node", "app.js"], cwd=APP, env=environment, stdout=subprocess.PIPE, text=True
@@ -47,6 +49,19 @@ def application() -> Iterator[httpx.Client]:
             assert process.poll() is None
         finally:
             process.kill()
+
+
+def token_of_alias() -> str | None:
+    """Return a token that reads the alias alone; None where the server takes no tokens."""
+    connection = connection_of_tests()
+    if connection.api_key is None:
+        return None
+    try:
+        token = read_token(connection.api_key, "movies", None)
+        check_token(token, "movies", server_url(), connection)
+    except (StoreError, UsageError):
+        return None
+    return token.reveal()
 
 
 def question(history: tuple[MovieId, ...]) -> dict[str, Any]:
@@ -66,9 +81,11 @@ def test_no_error_and_no_mixed_answer_while_the_alias_moves(runs: list[Run]) -> 
     histories = [tuple(runs[0].movies.ids(np.array(rows))) for rows in HISTORIES]
     answers: list[tuple[tuple[MovieId, ...], httpx.Response]] = []
     done = threading.Event()
-    with server_store() as store, application() as client:
+    with ExitStack() as stack:
+        store = stack.enter_context(server_store())
         for run in runs:
             sync(run, store)
+        client = stack.enter_context(application(token_of_alias()))
         expected = {
             (run.run_id, history): {
                 movie.movie_id: movie.score

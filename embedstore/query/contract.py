@@ -18,7 +18,7 @@ from embedstore.query.snippets import LANGUAGES, LIMIT, PAGE, RECIPES, Values, s
 from embedstore.runs.run import Run
 from embedstore.stores.base import NO_FILTERS, Filters, Hit, Store
 from embedstore.stores.connection import Endpoint
-from embedstore.stores.contract import HISTORY_VECTOR, NAMESPACE, Metadata, point_id
+from embedstore.stores.contract import HISTORY_VECTOR, NAMESPACE, Metadata, collection_name, point_id
 
 __all__ = ["METADATA", "PAYLOAD", "POINT_ID", "Contract", "Recipe", "describe"]
 
@@ -130,7 +130,7 @@ def describe(store: Store, alias: str, run: Run | None, endpoint: Endpoint) -> C
     popular movies of the collection do. Raises NotFoundError where there is no such alias.
     """
     collection = store.live(alias).collection
-    metadata = store.metadata(collection)
+    metadata, indexes = store.metadata(collection), store.indexes(collection)
     example = (
         _popular(store, collection, metadata)
         if run is None or metadata.tower == "none"
@@ -160,7 +160,9 @@ def describe(store: Store, alias: str, run: Run | None, endpoint: Endpoint) -> C
         )
         for name, hits in answers.items()
     ]
-    return Contract(alias, collection, metadata, store.indexes(collection), example, recipes)
+    if collection == alias:  # a token for the alias alone is told no other name
+        collection = collection_name(alias, metadata.run_id)
+    return Contract(alias, collection, metadata, indexes, example, recipes)
 
 
 def _user(run: Run, store: Store, collection: str) -> Example:
@@ -182,7 +184,7 @@ def _popular(store: Store, collection: str, metadata: Metadata) -> Example:
         rows, what = order[: _FEW_MOVIES // 2], "a history of popular movies"
         psi = batch.history_vectors[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
     else:
-        rows, what = order[:1], "the vector of a popular movie in place of psi(X), whose run is not here"
+        rows, what = order[:1], "the vector of a popular movie, in place of a psi(X),"
         psi = batch.movie_vectors[rows[0]]
     return Example(None, what, [batch.payloads[row]["movie_id"] for row in rows], psi)
 

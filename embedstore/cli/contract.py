@@ -21,6 +21,7 @@ __all__ = ["contract"]
 
 _LANGUAGES = ("curl", "python", "javascript", "go")  # of query.snippets, not imported for a help text
 _RECIPES = ("embedding", "history", "filters")
+_WIDE = 26
 _LOCAL = "http://localhost:6333"
 
 
@@ -58,8 +59,8 @@ def contract(
     elif as_json:
         print_json(told.to_dict())
     else:
-        click.echo("\n".join(_overview(told, endpoint, embedded=embedded)))
-        click.echo("\n".join(_recipes(told, _LANGUAGES if language is None else (language,))))
+        languages = _LANGUAGES if language is None else (language,)
+        click.echo("\n".join([*_overview(told, endpoint, embedded=embedded), *_recipes(told, languages)]))
 
 
 def _run_if_here(runs_dir: Path, run_id: str) -> Run | None:
@@ -132,11 +133,14 @@ def _section(
 
 
 def _recipes(told: Contract, languages: tuple[str, ...]) -> Iterator[str]:
+    yield ""
+    yield f"Snippets in {', '.join(languages)}; --language prints one of them, --snippet one alone"
     for recipe in told.recipes:
         yield ""
         yield f"Recipe {recipe.name}: {recipe.title}"
         if recipe.command is not None:
-            yield f"  the answer of: {escape(recipe.command)}"
+            part = "the second half of" if recipe.name == "filters" else "as"
+            yield f"  {part} {escape(recipe.command)}"
         yield f"  {told.example.who} now gets:"
         for hit in recipe.expected[:3]:
             yield f"  {hit.movie_id}  {hit.score:.5f}  {escape(str(hit.payload['title'] or ''))}".rstrip()
@@ -152,4 +156,4 @@ def _short(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {content}" for key, content in value.items())
     text = "" if value is None else str(value)
-    return text if len(text) <= 24 else f"{text[:12]}..."
+    return text if len(text) <= _WIDE else f"{text[:12]}..."

@@ -70,11 +70,12 @@ def question(history: tuple[MovieId, ...]) -> dict[str, Any]:
 
 @pytest.fixture(params=[False, True], ids=["integer ids", "text ids"])
 def runs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[Run]]:
+    url = server_url()
     yield [
         tiny_run(tmp_path, n=60, seed=seed, run_id=f"20260101t00000{seed}-0000", text_ids=request.param)
         for seed in (1, 2)
     ]
-    clean(server_url())
+    clean(url)
 
 
 def test_no_error_and_no_mixed_answer_while_the_alias_moves(runs: list[Run]) -> None:

@@ -119,7 +119,7 @@ def _overview(told: Contract, endpoint: Endpoint, *, embedded: bool) -> Iterator
     if embedded:
         yield ""
         yield "The store here is a folder, which only embedstore reads: the snippets work on a Qdrant server,"
-        yield "after `embedstore copy` or `embedstore sync --store URL`."
+        yield f"after `embedstore copy @{told.alias} --to URL` or `embedstore sync --store URL`."
 
 
 def _section(

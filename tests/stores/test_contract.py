@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedstore.data.dataset import Movie
 from embedstore.errors import StoreError, UsageError
 from embedstore.query.recommend import Recommendation, recommendations_of
 from embedstore.stores.base import Hit
@@ -110,12 +109,13 @@ def test_the_least_metadata_of_schema_1_are_enough(stored: Any) -> None:
 def test_points_of_schema_1_are_written_and_read_for_ever(stored: Any) -> None:
     for point in stored["points"]:
         content = point["payload"]
-        movie = Movie(content["title"], content["year"], tuple(content["genres"]))
-        others = {key: content[key] for key in ("movie_id", "popularity", "run_id")}
-        assert payload(movie, **others) == content
+        line = {key: content[key] for key in ("title", "year", "genres", "popularity")}
+        assert payload(line, movie_id=content["movie_id"], run_id=content["run_id"]) == content
         assert point_id(content["movie_id"]) == point["id"]
         assert recommendations_of([Hit(content["movie_id"], 0.5, content)]) == [
-            Recommendation(1, content["movie_id"], 0.5, movie.title, movie.year, movie.genres)
+            Recommendation(
+                1, content["movie_id"], 0.5, content["title"], content["year"], tuple(content["genres"])
+            )
         ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -182,6 +183,11 @@ def _parse(text: bytes) -> dict[str, str]:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{SETTINGS_FILE} is not valid TOML ({error}); correct it") from error
     for key, value in values.items():
+        if key not in SERVER and re.search("key|token|password", key.lower()):
+            raise UsageError(
+                f"{SETTINGS_FILE} has {key!r}, but is no place for a key; put it in {KEY_VARIABLE} or in a "
+                "file of mode 600 for --api-key-file"
+            )
         if key not in DEFAULTS and key not in SERVER:
             raise UsageError(
                 f"{SETTINGS_FILE} has an unknown key {key!r}; "

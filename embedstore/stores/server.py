@@ -87,7 +87,11 @@ class ServerStore(Store):
         self._revising: set[str] = set()
         self._depth = 0
         self._sealed: dict[str, Metadata] = {}
-        self.version = self._checked_version()
+        try:
+            self.version = self._checked_version()
+        except BaseException:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         return f"ServerStore({self.location!r})"

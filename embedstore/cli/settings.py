@@ -113,13 +113,13 @@ def connection() -> Connection:
 def open_store_at(location: str, *, create: bool = False) -> Store:
     """Open the store that --store names, a server with the key and certificates of the current command.
 
-    Raises what open_store and connection raise.
+    The connection to a server ends with the command. Raises what open_store and connection raise.
     """
     from embedstore.stores.base import open_store
     from embedstore.stores.connection import is_url
 
     if is_url(location):
-        return open_store(location, connection=connection())
+        return click.get_current_context().with_resource(open_store(location, connection=connection()))
     return open_store(location, create=create)
 
 

@@ -193,7 +193,7 @@ def refusal(url: str, status: int, said: str, retry_after: float | None = None) 
         )
     if status == 403:
         return StoreError(
-            f"the key for store {url} does not allow this (403: {said}); use one with more rights"
+            f"the key for store {url} does not allow this (403: {said}); use a valid one with more rights"
         )
     if status == 404:
         return NotFoundError(f"store {url}: {said}; list what is there with `embedstore status`")

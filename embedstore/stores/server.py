@@ -573,6 +573,11 @@ def _hit(point: Mapping[str, Any], name: str) -> Hit:
         raise StoreError(
             f"point {point['id']} of collection {name!r} has no movie_id; repair it with `embedstore sync`"
         )
+    if point["score"] is None:  # gRPC takes NaN from anybody, and JSON has no word for it
+        raise StoreError(
+            f"point {point['id']} of collection {name!r} holds NaN or infinity; "
+            "repair it with `embedstore sync`"
+        )
     return Hit(payload["movie_id"], point["score"], payload)
 
 

@@ -5,22 +5,37 @@ The first table needs no server of Qdrant: a scripted one stands in its place. T
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
+import jwt
+import numpy as np
 import pytest
 
 from embedstore.cli import run as embedstore
+from embedstore.runs.run import Run
 from embedstore.stores import rest
-from tests.builders import tiny_run
+from embedstore.stores.bulk import GrpcBulk
+from embedstore.stores.connection import Connection, Secret, endpoints_of
+from embedstore.stores.contract import points
+from embedstore.stores.server import ServerStore
+from embedstore.sync import sync
+from tests.builders import tiny_run, with_value
 from tests.scripted import HTML, QDRANT, Act, GrpcServer, HttpServer, answer, half_a_body, reset, stall
+from tests.server import clean, server_store, server_url
 
+Prepare = Callable[[Path, ServerStore], object]
+FORGED = jwt.encode({"access": "m"}, "x" * 40, algorithm="HS256")
 KEY = "s3cret-key-of-tests"
-RUN = "20250101t000000-bbbb"
+RUN, NEWER = "20250101t000000-bbbb", "20260101t000000-cccc"
 QUERY, SYNC = ["query", "--user", "3"], ["sync"]
 EVERY_COMMAND = [
     QUERY,
@@ -42,20 +57,25 @@ DEAD = "http://127.0.0.1:9"
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     tiny_run(folder, run_id=RUN)
-    (folder / "users.txt").write_text("2\n3\n")
+    tiny_run(folder, run_id=NEWER, seed=1)
     return folder
 
 
 @pytest.fixture
 def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a run, from which the commands are given; no pause is made."""
+    """A folder with two runs, from which the commands are given."""
     copy = tmp_path / "work"
     shutil.copytree(prepared, copy)
     monkeypatch.chdir(copy)
+    return copy
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up after two tries, of 0.2 s where there is no answer, without a pause."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setattr(rest, "_TIMEOUT", httpx.Timeout(0.2))
     monkeypatch.setattr(rest, "_TRIES", 2)
-    return copy
 
 
 @dataclass(frozen=True)
@@ -213,6 +233,7 @@ CASES = [
 ]
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_bad_input_is_one_sentence_and_changes_nothing(
     case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -230,20 +251,288 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
     assert contents(folder) == before
 
 
+@pytest.mark.usefixtures("folder", "hasty")
 def test_the_port_of_grpc_is_recognised(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with GrpcServer() as server:
         code = embedstore(at(f"http://127.0.0.1:{server.port}"))
     assert_one_sentence(code, 5, "is this the port of its gRPC? REST is usually on 6333", capfd)
 
 
-def assert_one_sentence(code: int, expected: int, sentence: str, capfd: pytest.CaptureFixture[str]) -> None:
+# With a real server
+
+
+def admin_key() -> str:
+    """Return the admin key of the server at QDRANT_URL; skips the test loudly where there is none."""
+    server_url()
+    key = os.environ.get("QDRANT_API_KEY")
+    if not key or not os.environ.get("QDRANT_READ_ONLY_API_KEY"):
+        pytest.skip(
+            "NO KEYS: start the server with keys and JWT, and set QDRANT_API_KEY, QDRANT_READ_ONLY_API_KEY"
+        )
+    return key
+
+
+def read_only_key() -> str:
+    return os.environ["QDRANT_READ_ONLY_API_KEY"]
+
+
+def token_for(alias: str, access: str = "r") -> Callable[[], str]:
+    claims = {"access": [{"collection": alias, "access": access}]}
+    return lambda: jwt.encode(claims, admin_key(), algorithm="HS256")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerStore]:
+    """The store at QDRANT_URL, by the admin key."""
+    admin_key()
+    with server_store() as store:
+        yield store
+
+
+@pytest.fixture
+def live(server: ServerStore, folder: Path) -> ServerStore:
+    """The same, where RUN is live, and nothing else is there."""
+    clean(server.location, but=f"movies__{RUN}")
+    sync(Run.load(folder / "runs" / RUN), server)
+    return server
+
+
+def rest_of(store: ServerStore) -> httpx.Client:
+    return httpx.Client(base_url=store.location, headers={"api-key": admin_key()}, timeout=60)
+
+
+def collection(
+    name: str, *, width: int = 4, distance: str = "Dot", metadata: dict[str, Any] | None = None
+) -> Prepare:
+    """Make a collection as another program might."""
+    vectors = {key: {"size": width, "distance": distance} for key in ("", "history")}
+
+    def act(folder: Path, store: ServerStore) -> None:
+        with rest_of(store) as http:
+            body = {"vectors": vectors, "metadata": metadata or {}}
+            http.put(f"/collections/{name}", json=body).raise_for_status()
+
+    return act
+
+
+def alias_of_others(folder: Path, store: ServerStore) -> None:
+    collection("movies__of_others")(folder, store)
+    move = {"create_alias": {"alias_name": "films", "collection_name": "movies__of_others"}}
+    with rest_of(store) as http:
+        http.post("/collections/aliases", json={"actions": [move]}).raise_for_status()
+
+
+def our_metadata(**changes: object) -> dict[str, Any]:
+    made = {"schema": 1, "state": "building", "run_id": NEWER, "dim": 4, "count": 40, "tower": "additive"}
+    return {**made, "fingerprint": "ab", **changes}
+
+
+def number(run_id: str, name: str, value: float) -> Prepare:
+    """Put NaN or the like into an array of a run."""
+    return lambda folder, store: with_value(Run.load(folder / "runs" / run_id), name, (3, 2), value)
+
+
+def nan_by_grpc(folder: Path, store: ServerStore) -> None:
+    """Write NaN over the vector of movie 1, which gRPC takes from anybody."""
+    batch = points(Run.load(folder / "runs" / RUN), 0, 1)
+    endpoints = endpoints_of(store.location)
+    with closing(GrpcBulk(endpoints, Connection(api_key=Secret(admin_key())))) as bulk:
+        bulk.upsert(f"movies__{RUN}", replace(batch, movie_vectors=batch.movie_vectors * np.float32(np.nan)))
+
+
+@dataclass(frozen=True)
+class ServerCase:
+    name: str
+    key: Callable[[], str]
+    arguments: Sequence[str]
+    code: int
+    sentence: str
+    prepare: Prepare = lambda folder, store: None
+
+
+NEW = f"movies__{NEWER}"
+HISTORY = ["query", "--history", "4"]  # movie 4 is row 3
+SERVER_CASES = [
+    *[
+        ServerCase(f"{what}: {command[0]}", key, command, 1, "refuses the key, or asks for one (401")
+        for what, key in [
+            ("wrong key", lambda: "x" * 40),
+            ("no key", lambda: ""),
+        ]
+        for command in (QUERY, SYNC, ["status"], ["verify"], ["promote", RUN])
+    ],
+    *[
+        ServerCase(f"{what}: {command[0]}", key, command, 1, "does not allow this (403")
+        for what, key in [
+            ("forged token", lambda: FORGED),
+            ("read-only key", read_only_key),
+            ("read token", token_for("movies")),
+            ("a token for a collection", token_for(NEW, "rw")),
+        ]
+        for command in (SYNC,)
+    ],
+    *[
+        ServerCase(
+            f"a token for another alias: {command[0]}", token_for("films"), command, 1, "(403: Forbidden"
+        )
+        for command in (
+            QUERY,
+            SYNC,
+            ["embed", "--user", "3"],
+            ["verify"],
+            ["rollback"],
+            ["promote", RUN],
+            ["plan"],
+            ["runs", "rm", RUN],
+        )
+    ],
+    ServerCase(
+        "a token may not remove what it reads", token_for("movies"), ["runs", "rm", RUN], 2, "'movies' serves"
+    ),
+    *[
+        ServerCase(
+            f"alias named like a collection: {command[0]}",
+            admin_key,
+            [*command, "--alias", "films"],
+            1,
+            "is the name of a collection",
+            collection("films"),
+        )
+        for command in (SYNC, ["plan"])
+    ],
+    *[
+        ServerCase(
+            f"alias of others: {command[0]}",
+            admin_key,
+            [*command, "--alias", "films"],
+            1,
+            sentence,
+            alias_of_others,
+        )
+        for sentence, commands in [
+            ("'films' names 'movies__of_others', which is none of", (SYNC, ["plan"])),
+            ("was not made by embedstore", (QUERY, ["verify"], ["rollback"])),
+        ]
+        for command in commands
+    ],
+    *[
+        ServerCase(f"{what}: {command[0]}", admin_key, command, 1, sentence, prepare)
+        for what, sentence, prepare in [
+            ("made by others", "was not made by embedstore; choose another --alias", collection(NEW)),
+            (
+                "other width",
+                "width 8 and distance Dot, expected 4 and Dot",
+                collection(NEW, width=8, metadata=our_metadata()),
+            ),
+            (
+                "other distance",
+                "distance Cosine, expected 4 and Dot",
+                collection(NEW, distance="Cosine", metadata=our_metadata()),
+            ),
+            (
+                "newer schema",
+                "has schema 9, this embedstore reads up to 1",
+                collection(NEW, metadata=our_metadata(schema=9)),
+            ),
+            (
+                "half the metadata",
+                "lack count",
+                collection(
+                    NEW,
+                    metadata={
+                        "schema": 1,
+                        "run_id": NEWER,
+                        "state": "sealed",
+                        "dim": 4,
+                        "tower": "x",
+                        "fingerprint": "x",
+                    },
+                ),
+            ),
+            ("other content", "was made from other content", collection(NEW, metadata=our_metadata())),
+        ]
+        for command in (SYNC, ["plan"])
+    ],
+    *[
+        ServerCase(
+            f"{value} in {name}, {way}",
+            admin_key,
+            [*SYNC, *flags],
+            1,
+            "holds NaN or infinity; train again",
+            number(NEWER, name, value),
+        )
+        for value in (math.nan, math.inf)
+        for name in ("movie_vectors.npy", "history_vectors.npy")
+        for way, flags in [("gRPC", []), ("REST", ["--grpc-port", "0"])]
+    ],
+    ServerCase(
+        "NaN in a query",
+        admin_key,
+        HISTORY,
+        1,
+        "makes NaN or infinity of a history",
+        number(RUN, "history_vectors.npy", math.nan),
+    ),
+    ServerCase(
+        "infinity in a query",
+        admin_key,
+        HISTORY,
+        1,
+        "makes NaN or infinity of a history",
+        number(RUN, "history_vectors.npy", math.inf),
+    ),
+    ServerCase(
+        "NaN by other hands: query",
+        admin_key,
+        ["query", "--history", "5"],
+        1,
+        "point 1 of collection",
+        nan_by_grpc,
+    ),
+    ServerCase("NaN by other hands: verify", admin_key, ["verify"], 4, "dimension 0 is nan", nan_by_grpc),
+]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("case", SERVER_CASES, ids=lambda case: case.name)
+def test_bad_input_is_one_sentence_and_changes_nothing_on_a_server(
+    case: ServerCase,
+    live: ServerStore,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    case.prepare(folder, live)
+    monkeypatch.setenv("EMBEDSTORE_STORE", live.location)
+    monkeypatch.setenv(VARIABLE, case.key())
+    before = contents(folder), everything_on(live)
+    code = embedstore(case.arguments)
+    assert_one_sentence(code, case.code, case.sentence, capfd, case.key(), admin_key())
+    assert (contents(folder), everything_on(live)) == before
+
+
+def everything_on(store: ServerStore) -> dict[str, Any]:
+    """Return aliases, and settings, metadata and number of points of every collection."""
+    with rest_of(store) as http:
+        names = [entry["name"] for entry in http.get("/collections").json()["result"]["collections"]]
+        found = {name: http.get(f"/collections/{name}").json()["result"] for name in sorted(names)}
+        aliases = http.get("/aliases").json()["result"]["aliases"]
+    return {"aliases": aliases} | {
+        name: (info["config"], info["points_count"]) for name, info in found.items()
+    }
+
+
+def assert_one_sentence(
+    code: int, expected: int, sentence: str, capfd: pytest.CaptureFixture[str], *secrets: str
+) -> None:
     out, err = capfd.readouterr()
     assert (code, out, len(err.splitlines())) == (expected, "", 1), err
     assert err.startswith("Error: ")
     assert sentence in err
     assert "Traceback" not in err
     assert "defect" not in err
-    assert KEY not in err
+    assert not [secret for secret in (KEY, *secrets) if secret and secret in err]
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

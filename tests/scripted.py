@@ -11,12 +11,13 @@ import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
-
-import httpx
+from urllib.parse import urlsplit
 
 __all__ = [
     "HTML",
@@ -133,16 +134,11 @@ def forward(url: str, **headers: str) -> Act:
     """Answer as the server at url does, with other headers, as a proxy that changes them."""
 
     def act(handler: Any) -> None:
-        kept = {name: value for name, value in handler.headers.items() if name.lower() != "host"}
-        found = httpx.request(
-            handler.command,
-            url + handler.path,
-            headers=kept,
-            content=handler.body,
-            timeout=60,
-            trust_env=False,
-        )
-        answer(found.status_code, found.content, **headers)(handler)
+        with closing(HTTPConnection(urlsplit(url).netloc, timeout=60)) as server:
+            del handler.headers["accept-encoding"]  # the answer goes on as it is read
+            server.request(handler.command, handler.path, handler.body, dict(handler.headers))
+            found = server.getresponse()
+            answer(found.status, found.read(), **headers)(handler)
 
     return act
 

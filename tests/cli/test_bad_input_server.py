@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,18 @@ from embedstore.stores.contract import points
 from embedstore.stores.server import ServerStore
 from embedstore.sync import sync
 from tests.builders import tiny_run, with_value
-from tests.scripted import HTML, QDRANT, Act, GrpcServer, HttpServer, answer, half_a_body, reset, stall
+from tests.scripted import (
+    HTML,
+    QDRANT,
+    Act,
+    GrpcServer,
+    HttpServer,
+    answer,
+    forward,
+    half_a_body,
+    reset,
+    stall,
+)
 from tests.server import clean, server_store, server_url
 
 Prepare = Callable[[Path, ServerStore], object]
@@ -510,6 +523,87 @@ def test_bad_input_is_one_sentence_and_changes_nothing_on_a_server(
     code = embedstore(case.arguments)
     assert_one_sentence(code, case.code, case.sentence, capfd, case.key(), admin_key())
     assert (contents(folder), everything_on(live)) == before
+
+
+@pytest.mark.server
+def test_a_token_for_one_alias_asks_through_it_before_and_after_a_flip(
+    live: ServerStore, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EMBEDSTORE_STORE", live.location)
+    (folder / "users.txt").write_text("2\n3\n")
+    commands = [
+        [*QUERY, "--json"],
+        [*QUERY, "--json", "--filter", "genre=Comedy", "-k", "3", "--include-seen", "--exclude", "1,2"],
+        ["query", "--users-file", "users.txt"],
+        ["embed", "--user", "3", "--json"],
+        ["similar", "5", "--json"],
+        ["verify", "--json"],
+        ["runs", "show", "@movies", "--json"],
+    ]
+
+    def answers(key: str) -> list[str]:
+        monkeypatch.setenv(VARIABLE, key)
+        assert [embedstore(command) for command in commands] == [0] * len(commands)
+        out, err = capfd.readouterr()
+        assert err == ""
+        return out.splitlines()
+
+    for run_id in (RUN, NEWER):
+        sync(Run.load(folder / "runs" / run_id), live)
+        by_token = answers(token_for("movies")())
+        assert any(run_id in line for line in by_token)
+        named = [line.replace('"movies"', f'"movies__{run_id}"') for line in by_token]
+        assert named == answers(admin_key())
+
+
+@pytest.mark.server
+def test_points_go_by_rest_where_the_port_of_grpc_is_that_of_rest(
+    live: ServerStore, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EMBEDSTORE_STORE", live.location)
+    monkeypatch.setenv(VARIABLE, admin_key())
+    port = live.location.rpartition(":")[2]
+    assert embedstore(["sync", "--grpc-port", port]) == 0
+    assert embedstore(["verify", "--grpc-port", port]) == 0
+    out, err = capfd.readouterr()
+    assert "40 points read back and equal" in out
+    assert err == ""
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_server_whose_clock_differs_is_used_as_any(
+    hours: int, live: ServerStore, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    date = formatdate(time.time() + 3600 * hours, usegmt=True)
+    monkeypatch.setenv(VARIABLE, admin_key())
+    with HttpServer(forward(live.location, date=date)) as proxy:
+        with ServerStore(proxy.url, Connection(api_key=Secret(admin_key()))) as store:
+            assert store.clock_skew() == pytest.approx(3600 * hours, abs=60)
+        monkeypatch.setenv("EMBEDSTORE_STORE", proxy.url)
+        for command in (SYNC, ["verify"], ["status"], QUERY, ["rollback"]):
+            assert embedstore(command) == 0
+    out, err = capfd.readouterr()
+    assert out.endswith(f"alias movies -> movies__{RUN}\n")
+    assert err == ""
+
+
+@pytest.mark.server
+def test_a_flip_by_a_machine_whose_clock_is_ahead_stays_before_the_next_one(
+    live: ServerStore, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EMBEDSTORE_STORE", live.location)
+    monkeypatch.setenv(VARIABLE, admin_key())
+    ahead = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="microseconds")
+    with rest_of(live) as http:
+        noted = {"metadata": {"promotions": [{"alias": "movies", "at": ahead}]}}
+        http.patch(f"/collections/movies__{RUN}", json=noted).raise_for_status()
+    assert embedstore(SYNC) == 0
+    assert [flip.run_id for flip in live.promotions("movies")] == [RUN, NEWER]
+    assert embedstore(["rollback"]) == 0
+    assert [flip.run_id for flip in live.promotions("movies")] == [RUN, NEWER, RUN]
+    assert embedstore(["status"]) == 0
+    assert capfd.readouterr().err == ""
 
 
 def everything_on(store: ServerStore) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 import socket
 import struct
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -26,6 +27,7 @@ __all__ = [
     "GrpcServer",
     "HttpServer",
     "answer",
+    "everything_about",
     "forward",
     "half_a_body",
     "refuse",
@@ -55,6 +57,7 @@ class HttpServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def handle_one_request(self) -> None:
                 self.raw_requestline = self.rfile.readline(65537)
@@ -186,3 +189,8 @@ def refuse(code: str, details: str = "", **trailing: str) -> Callable[[Any], byt
         raise AssertionError  # abort has raised already
 
     return act
+
+
+def everything_about(error: BaseException) -> str:
+    """Return the traceback with the local variables of every frame, as error trackers send it."""
+    return "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())

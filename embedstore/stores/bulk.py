@@ -116,7 +116,8 @@ class GrpcBulk:
             try:
                 return ask(request, timeout=_SECONDS, metadata=self._credentials())
             except self._grpc.RpcError as error:
-                raise self._meaning_of(error) from None
+                problem = self._meaning_of(error)
+            raise problem  # without the error as its context, in whose frames the key is
 
         return persistently(send)
 

@@ -15,7 +15,18 @@ from embedstore.stores import rest
 from embedstore.stores.connection import Connection, Secret, endpoints_of
 from embedstore.stores.rest import ConflictError, OverloadedError, RestClient, seconds_of
 from embedstore.stores.server import ServerStore
-from tests.scripted import HTML, QDRANT, Act, GrpcServer, HttpServer, answer, half_a_body, reset, stall
+from tests.scripted import (
+    HTML,
+    QDRANT,
+    Act,
+    GrpcServer,
+    HttpServer,
+    answer,
+    everything_about,
+    half_a_body,
+    reset,
+    stall,
+)
 
 KEY = "s3cret-key"
 OK = answer(content={"result": 7})
@@ -132,6 +143,7 @@ def test_but_not_for_ever_and_not_by_who_is_in_a_hurry(
         assert (len(server.requests), len(pauses)) == (4, 2)
     assert isinstance(caught.value, StoreUnreachableError)
     assert "\n" not in str(caught.value)
+    assert KEY not in everything_about(caught.value)
 
 
 def test_pauses_grow_and_are_random(pauses: list[float]) -> None:
@@ -185,6 +197,7 @@ def test_an_answer_that_holds_the_key_is_told_without_it(
     with pytest.raises((StoreError, NotFoundError)) as caught:
         ask([answer(status, f"api-key: {KEY}")])
     assert KEY[:4] not in str(caught.value)
+    assert KEY not in everything_about(caught.value)
 
 
 def test_the_next_node_answers_without_a_pause(pauses: list[float]) -> None:

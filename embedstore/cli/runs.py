@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 

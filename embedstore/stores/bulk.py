@@ -6,6 +6,7 @@ read that way, a vector never becomes a list of Python floats.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -95,8 +96,8 @@ class GrpcBulk:
         if not endpoint.secure:  # and not through the proxy of http_proxy, which would read the key
             options.append(("grpc.enable_http_proxy", 0))
             return self._grpc.insecure_channel(target, options=options)
-        roots = None if connection.ca_file is None else connection.ca_file.read_bytes()
-        return self._grpc.secure_channel(target, self._grpc.ssl_channel_credentials(roots), options=options)
+        credentials = self._grpc.ssl_channel_credentials(_roots(connection))
+        return self._grpc.secure_channel(target, credentials, options=options)
 
     def _probe(self) -> None:
         health = self._messages.QdrantStub(self._channels[0])
@@ -135,6 +136,14 @@ class GrpcBulk:
             return OverloadedError(f"store {where} gives no answer ({code}: {said}); start the server")
         waits = [value for key, value in error.trailing_metadata() or () if key == "retry-after"]
         return refusal(where, _STATUS.get(code, 500), said, seconds_of(waits[0]) if waits else None)
+
+
+def _roots(connection: Connection) -> bytes | None:
+    """Return the authorities that REST trusts too, as PEM; gRPC by itself knows none of this machine."""
+    if connection.ca_file is not None:
+        return connection.ca_file.read_bytes()
+    known = ssl.create_default_context().get_ca_certs(binary_form=True)
+    return "".join(map(ssl.DER_cert_to_PEM_cert, known)).encode() or None
 
 
 def _point_structs(q: Any, batch: PointBatch) -> list[Any]:

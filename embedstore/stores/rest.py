@@ -39,7 +39,7 @@ _MENTIONED = 300  # characters of a server's own words
 # By the words of httpx, OpenSSL and the resolver.
 _START_IT = "start the server or correct --store"
 _ADVICE = {
-    "illegal": "is this the port of its gRPC? REST is usually on 6333",
+    "illegal": "is it https there, or the port of its gRPC? REST is usually on 6333",
     "timed out": "look at its load and network",
     "reset by peer|disconnected|closed connection": "look at its log, and at what is in between",
     "local issuer|self-signed": "give its certificate authority to --ca-file",

@@ -196,6 +196,9 @@ CASES = [
     ),
     Case("a key as an argument", at(DEAD, "--api-key", KEY), 2, "No such option '--api-key'"),
     Case("a key as an argument with =", at(DEAD, f"--api-key={KEY}"), 2, "No such option '--api-key'"),
+    Case(
+        "a key unencrypted, --insecure", at("http://a.invalid", "--insecure"), 5, "the name is", (), WITH_KEY
+    ),
     Case("a key unencrypted", at("http://example.org"), 2, "would travel unencrypted", (), WITH_KEY),
     Case(
         "a key unencrypted, from a file",
@@ -268,7 +271,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
 def test_the_port_of_grpc_is_recognised(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with GrpcServer() as server:
         code = embedstore(at(f"http://127.0.0.1:{server.port}"))
-    assert_one_sentence(code, 5, "is this the port of its gRPC? REST is usually on 6333", capfd)
+    assert_one_sentence(code, 5, "the port of its gRPC? REST is usually on 6333", capfd)
 
 
 # With a real server

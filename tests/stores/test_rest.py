@@ -221,7 +221,7 @@ def test_the_port_of_grpc_is_recognised(pauses: list[float]) -> None:
     with (
         GrpcServer() as server,
         client(f"http://127.0.0.1:{server.port}") as asked,
-        pytest.raises(StoreUnreachableError, match="is this the port of its gRPC"),
+        pytest.raises(StoreUnreachableError, match="the port of its gRPC"),
     ):
         asked.get("/x", patient=False)
 

@@ -41,12 +41,12 @@ def server_store(*, grpc_port: int | None = None) -> ServerStore:
     return store
 
 
-def clean(url: str) -> None:
-    """Delete the collections that tests make, and with them their aliases."""
+def clean(url: str, *, but: str = "") -> None:
+    """Delete the collections that tests make, all but one, and with them their aliases."""
     key = os.environ.get("QDRANT_API_KEY")
     with httpx.Client(base_url=url, headers={"api-key": key} if key else {}, timeout=60) as http:
         for entry in http.get("/collections").json()["result"]["collections"]:
-            if OURS.fullmatch(entry["name"]):
+            if OURS.fullmatch(entry["name"]) and entry["name"] != but:
                 http.delete(f"/collections/{entry['name']}").raise_for_status()
 
 

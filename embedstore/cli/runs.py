@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import click
 
 from embedstore.cli.output import Column, escape, print_csv, print_json, print_table
-from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
+from embedstore.cli.settings import alias_option, open_store_at, runs_option, setting, store_option
 from embedstore.errors import NotFoundError, UsageError
 from embedstore.runs.manifest import Manifest
 from embedstore.runs.registry import RunSummary, find_run, list_runs, remove_run
+from embedstore.stores.connection import is_url
 
 __all__ = ["runs"]
 
@@ -184,24 +186,21 @@ def _target(runs_dir: Path, reference: str) -> str:
 
 def _served(location: str) -> dict[str, str]:
     """Return the runs that the aliases of the store serve, with the alias; none where there is no store."""
-    if not location.startswith(("http://", "https://")) and not Path(location).exists():
+    if not is_url(location) and not Path(location).exists():
         return {}
-
     with open_store_at(location) as store:
-        return {store.metadata(collection).run_id: alias for alias, collection in store.aliases().items()}
+        served = {collection.rpartition("__")[2]: alias for alias, collection in store.aliases().items()}
+        if not served:  # a token for one alias sees no list of them
+            alias = setting("alias")
+            with suppress(NotFoundError):
+                served[store.live(alias).run_id] = alias
+        return served
 
 
 def _live(location: str) -> Callable[[str, int], str]:
     def run_of(alias: str, back: int) -> str:
-
         with open_store_at(location) as store:
-            promotions = store.promotions(alias)
-        if back >= len(promotions):
-            raise NotFoundError(
-                f"alias {alias!r} has {len(promotions)} promotions in {location}, asked for @{alias}~{back}; "
-                "see `embedstore status`"
-            )
-        return promotions[-1 - back].run_id
+            return store.live(alias, back).run_id
 
     return run_of
 

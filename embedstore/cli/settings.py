@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -112,13 +113,13 @@ def connection() -> Connection:
 def open_store_at(location: str, *, create: bool = False) -> Store:
     """Open the store that --store names, a server with the key and certificates of the current command.
 
-    Raises what open_store and connection raise.
+    The connection to a server ends with the command. Raises what open_store and connection raise.
     """
     from embedstore.stores.base import open_store
     from embedstore.stores.connection import is_url
 
     if is_url(location):
-        return open_store(location, connection=connection())
+        return click.get_current_context().with_resource(open_store(location, connection=connection()))
     return open_store(location, create=create)
 
 
@@ -182,6 +183,11 @@ def _parse(text: bytes) -> dict[str, str]:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{SETTINGS_FILE} is not valid TOML ({error}); correct it") from error
     for key, value in values.items():
+        if key not in SERVER and re.search("key|token|password", key.lower()):
+            raise UsageError(
+                f"{SETTINGS_FILE} has {key!r}, but is no place for a key; put it in {KEY_VARIABLE} or in a "
+                "file of mode 600 for --api-key-file"
+            )
         if key not in DEFAULTS and key not in SERVER:
             raise UsageError(
                 f"{SETTINGS_FILE} has an unknown key {key!r}; "

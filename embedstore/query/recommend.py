@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import Bags, MovieId, Rows
-from embedstore.errors import StoreError, UsageError
+from embedstore.errors import RunError, StoreError, UsageError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Hit, Store
 from embedstore.stores.contract import collection_name
@@ -114,14 +114,15 @@ def embed(run: Run, *, user_id: MovieId | None = None, history: Sequence[MovieId
     """
     person = Person(user_id=user_id, history=history)
     rows, unknown = known_rows(run, person)
-    return Embedding(person, run.run_id, run.tower(rows), int(rows.size), unknown)
+    vector = _finite(run, run.tower(rows))
+    return Embedding(person, run.run_id, vector, int(rows.size), unknown)
 
 
 def embed_batch(run: Run, people: Iterable[Person]) -> Iterator[Embedding]:
     """Yield psi(X) of every person, in order, in bounded memory. Raises what embed raises."""
     for batch in _batches(people):
         histories = [known_rows(run, person) for person in batch]
-        vectors = run.tower.batch(Bags.of(rows for rows, _ in histories))
+        vectors = _finite(run, run.tower.batch(Bags.of(rows for rows, _ in histories)))
         for person, (rows, unknown), vector in zip(batch, histories, vectors, strict=True):
             yield Embedding(person, run.run_id, vector, int(rows.size), unknown)
 
@@ -148,7 +149,7 @@ def recommend(
     The query goes to collection, by default the one of run under alias, by its concrete name.
 
     Raises NotFoundError for an unknown user or a missing collection, UsageError for a history
-    without a known movie or k < 1, StoreError where the collection is not of run.
+    without a known movie or k < 1, StoreError where the collection, or a movie found, is not of run.
     """
     person = Person(user_id=user_id, history=history)
     options = _Options(k, filters or Filters(), tuple(exclude), include_seen)
@@ -222,13 +223,30 @@ def _answers(
         seen = [[] if options.include_seen else run.movies.ids(rows) for rows, _ in histories]
         found = store.search_batch(
             collection,
-            vectors,
+            _finite(run, vectors),
             limit=limit,
             filters=options.filters,
             excludes=[[*watched, *options.exclude] for watched in seen],
         )
         for person, (rows, unknown), hits in zip(batch, histories, found, strict=True):
+            _refuse_other_runs(run, collection, hits)
             yield Answer(person, run.run_id, collection, int(rows.size), unknown, recommendations_of(hits))
+
+
+def _finite(run: Run, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    if not np.isfinite(vectors).all():
+        raise RunError(f"the tower of run {run.run_id} makes NaN or infinity of a history; train again")
+    return vectors
+
+
+def _refuse_other_runs(run: Run, collection: str, hits: Sequence[Hit]) -> None:
+    """Raise StoreError where a hit is of another run: collection may be an alias, moved since it was read."""
+    for hit in hits:
+        if hit.payload.get("run_id") != run.run_id:
+            raise StoreError(
+                f"movie {hit.movie_id} in {collection!r} is of run {hit.payload.get('run_id')}, the tower "
+                f"of run {run.run_id}; ask again if the alias has just moved, else run `embedstore verify`"
+            )
 
 
 def _batches(people: Iterable[Person]) -> Iterator[list[Person]]:

@@ -6,6 +6,7 @@ read that way, a vector never becomes a list of Python floats.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from embedstore.errors import StoreUnreachableError
 from embedstore.stores.connection import Connection, Endpoint
 from embedstore.stores.contract import HISTORY_VECTOR, CollectionSpec, PointBatch, PointId
-from embedstore.stores.rest import OverloadedError, persistently, refusal
+from embedstore.stores.rest import OverloadedError, persistently, refusal, seconds_of
 
 __all__ = ["GrpcBulk"]
 
@@ -50,7 +51,7 @@ class GrpcBulk:
 
         self._grpc: Any = grpc
         self._messages: Any = messages
-        self._key = connection.api_key
+        self._connection = connection
         self._endpoints = [endpoint for endpoint in endpoints if endpoint.grpc_port is not None]
         self._channels = [self._channel(endpoint, connection) for endpoint in self._endpoints]
         self._points = [self._messages.PointsStub(channel) for channel in self._channels]
@@ -92,10 +93,11 @@ class GrpcBulk:
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         target = f"{host}:{endpoint.grpc_port}"
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-        if not endpoint.secure:
+        if not endpoint.secure:  # and not through the proxy of http_proxy, which would read the key
+            options.append(("grpc.enable_http_proxy", 0))
             return self._grpc.insecure_channel(target, options=options)
-        roots = None if connection.ca_file is None else connection.ca_file.read_bytes()
-        return self._grpc.secure_channel(target, self._grpc.ssl_channel_credentials(roots), options=options)
+        credentials = self._grpc.ssl_channel_credentials(_roots(connection))
+        return self._grpc.secure_channel(target, credentials, options=options)
 
     def _probe(self) -> None:
         health = self._messages.QdrantStub(self._channels[0])
@@ -110,26 +112,38 @@ class GrpcBulk:
             ) from None
 
     def _call(self, method: str, request: Any) -> Any:
-        metadata = () if self._key is None else (("api-key", self._key.reveal()),)
-
         def send() -> Any:
+            ask = getattr(self._points[self._now], method)
             try:
-                return getattr(self._points[self._now], method)(request, timeout=_SECONDS, metadata=metadata)
+                return ask(request, timeout=_SECONDS, metadata=self._credentials())
             except self._grpc.RpcError as error:
-                raise self._meaning_of(error) from None
+                problem = self._meaning_of(error)
+            raise problem  # without the error as its context, in whose frames the key is
 
         return persistently(send)
 
+    def _credentials(self) -> Sequence[tuple[str, str]]:
+        key = self._connection.api_key
+        return [] if key is None else [("api-key", key.reveal())]
+
     def _meaning_of(self, error: Any) -> Exception:
-        code, said = error.code().name, " ".join((error.details() or "").split())
+        code = error.code().name
+        said = self._connection.without_key(" ".join((error.details() or "").split()))
         endpoint = self._endpoints[self._now]
         where = f"{endpoint.url} (gRPC port {endpoint.grpc_port})"
         if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
             self._now = (self._now + 1) % len(self._channels)
             return OverloadedError(f"store {where} gives no answer ({code}: {said}); start the server")
         waits = [value for key, value in error.trailing_metadata() or () if key == "retry-after"]
-        asked = float(waits[0]) if waits and waits[0].isdecimal() else None
-        return refusal(where, _STATUS.get(code, 500), said, asked)
+        return refusal(where, _STATUS.get(code, 500), said, seconds_of(waits[0]) if waits else None)
+
+
+def _roots(connection: Connection) -> bytes | None:
+    """Return the authorities that REST trusts too, as PEM; gRPC by itself knows none of this machine."""
+    if connection.ca_file is not None:
+        return connection.ca_file.read_bytes()
+    known = ssl.create_default_context().get_ca_certs(binary_form=True)
+    return "".join(map(ssl.DER_cert_to_PEM_cert, known)).encode() or None
 
 
 def _point_structs(q: Any, batch: PointBatch) -> list[Any]:

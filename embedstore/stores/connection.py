@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from typing import NoReturn
+from urllib.parse import urlsplit
 
 from embedstore.errors import UsageError
 
 __all__ = ["NO_KEY", "Connection", "Endpoint", "Secret", "endpoints_of", "is_url", "read_key_file"]
 
 REST_PORT = 6333
-_KEY_IN_ENV_FILE = re.compile(r"^\s*(?:export\s+)?QDRANT_API_KEY\s*=\s*(.*?)\s*$", re.MULTILINE)
+_KEY_IN_ENV_FILE = re.compile(r"^[ \t]*(?:export[ \t]+)?QDRANT_API_KEY[ \t]*=(.*)$", re.MULTILINE)
 _LARGEST_KEY_FILE = 64 << 10
 
 
@@ -30,7 +32,7 @@ class Secret:
     def __repr__(self) -> str:
         return "Secret(***)"
 
-    def __reduce__(self) -> str:
+    def __reduce__(self) -> NoReturn:
         raise TypeError("a key is not written anywhere")
 
     def reveal(self) -> str:
@@ -48,6 +50,10 @@ class Connection:
     ca_file: Path | None = None
     insecure: bool = False
     grpc_port: int | None = None
+
+    def without_key(self, text: str) -> str:
+        """Return text, of a server say, with *** where it holds the key."""
+        return text if self.api_key is None else text.replace(self.api_key.reveal(), "***")
 
 
 NO_KEY = Connection()
@@ -68,7 +74,7 @@ class Endpoint:
 
 def is_url(location: str) -> bool:
     """Whether a store is named by URL, and not as a folder."""
-    return location.lower().startswith(("http://", "https://"))
+    return "://" in location
 
 
 def endpoints_of(location: str, connection: Connection = NO_KEY) -> Sequence[Endpoint]:
@@ -76,17 +82,23 @@ def endpoints_of(location: str, connection: Connection = NO_KEY) -> Sequence[End
 
     Raises UsageError for what is no such URL, and for a key that would cross a network unencrypted.
     """
+    if "@" in location:  # before any parsing, since no error may show a password, and one may hold a comma
+        raise UsageError(
+            "the URL of the store holds a password (***@); give the key in EMBEDSTORE_QDRANT_API_KEY or "
+            "--api-key-file"
+        )
     return [_endpoint(part.strip(), connection) for part in location.split(",")]
 
 
 def read_key_file(path: Path) -> Secret:
     """Return the key in a file: the only word in it, or the line QDRANT_API_KEY=... of an .env file.
 
-    Raises UsageError where the file cannot be read, holds no key, or may be read by everybody.
+    Its group may read it, as containers mount secrets. Raises UsageError where the file cannot be read,
+    holds no key, or may be read by everybody.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            mode = stat.S_IMODE(path.stat().st_mode)
+        with open(path, encoding="utf-8-sig") as file:
+            mode = os.fstat(file.fileno()).st_mode
             text = file.read(_LARGEST_KEY_FILE)
     except OSError as error:
         raise UsageError(f"key file {path} cannot be read: {error.strerror}") from error
@@ -95,7 +107,7 @@ def read_key_file(path: Path) -> Secret:
     if mode & stat.S_IROTH:
         raise UsageError(f"key file {path} can be read by everybody; run `chmod 600 {path}`")
     named = _KEY_IN_ENV_FILE.search(text)
-    value = named[1].strip("'\"") if named else text.strip()
+    value = named[1].strip().strip("'\"") if named else text.strip()
     if not value or len(value.split()) != 1 or (not named and "=" in value.rstrip("=")):
         raise UsageError(f"key file {path} holds no key; expected the key alone, or QDRANT_API_KEY=...")
     return checked_key(value, f"the key in {path}")
@@ -111,32 +123,23 @@ def checked_key(value: str, what: str) -> Secret:
 
 
 def _endpoint(text: str, connection: Connection) -> Endpoint:
-    parts, port = _split(text)
-    host = parts.hostname
-    if parts.username is not None or parts.password is not None:
-        raise UsageError(
-            f"store {parts.scheme}://***@{host} holds a password; give the key in EMBEDSTORE_QDRANT_API_KEY "
-            "or --api-key-file"
-        )
-    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise UsageError(f"store {text!r} is not the URL of a Qdrant server; expected http(s)://HOST:6333")
+    shown = re.sub(r"(?s)[?#].*", "?...", text)  # some services take a key there
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise UsageError(f"store {shown!r} is not a URL ({error}); expected http(s)://HOST:6333") from None
+    if parts.scheme not in ("http", "https") or not host or shown != text:
+        raise UsageError(f"store {shown!r} is not the URL of a Qdrant server; expected http(s)://HOST:6333")
     plain = parts.scheme == "http" and not _is_loopback(host)
     if plain and connection.api_key is not None and not connection.insecure:
         raise UsageError(
             f"the key would travel unencrypted to {host}; use https, or --insecure in a network of your own"
         )
-    shown = f"[{host}]" if ":" in host else host
+    name = f"[{host}]" if ":" in host else host
     rest_port = port or REST_PORT
     grpc_port = rest_port + 1 if connection.grpc_port is None else connection.grpc_port
-    return Endpoint(f"{parts.scheme}://{shown}:{rest_port}{parts.path.rstrip('/')}", host, grpc_port or None)
-
-
-def _split(text: str) -> tuple[SplitResult, int | None]:
-    try:
-        parts = urlsplit(text)
-        return parts, parts.port
-    except ValueError as error:
-        raise UsageError(f"store {text!r} is not a URL ({error}); expected http(s)://HOST:6333") from None
+    return Endpoint(f"{parts.scheme}://{name}:{rest_port}{parts.path.rstrip('/')}", host, grpc_port or None)
 
 
 def _is_loopback(host: str) -> bool:

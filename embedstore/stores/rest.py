@@ -7,6 +7,8 @@ a test sends every request of the store through qdrant-client's own models.
 from __future__ import annotations
 
 import json
+import random
+import re
 import ssl
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -18,12 +20,34 @@ import httpx
 from embedstore.errors import NotFoundError, StoreError, StoreUnreachableError, UsageError
 from embedstore.stores.connection import Connection, Endpoint
 
-__all__ = ["ConflictError", "OverloadedError", "RestClient", "persistently", "refusal", "tls_context"]
+__all__ = [
+    "ConflictError",
+    "OverloadedError",
+    "RestClient",
+    "persistently",
+    "refusal",
+    "seconds_of",
+    "tls_context",
+]
 
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
-_TRIES = 6
-_LONGEST_WAIT = 10.0
+_TRIES = 8
+_LONGEST_PAUSE = 10.0
+_LONGEST_ASKED = 300.0  # by retry-after
 _MENTIONED = 300  # characters of a server's own words
+
+# By the words of httpx, OpenSSL and the resolver.
+_START_IT = "start the server or correct --store"
+_ADVICE = {
+    "illegal": "is it https there, or the port of its gRPC? REST is usually on 6333",
+    "timed out": "look at its load and network",
+    "reset by peer|disconnected|closed connection": "look at its log, and at what is in between",
+    "local issuer|self-signed": "give its certificate authority to --ca-file",
+    "has expired": "have its certificate renewed",
+    "mismatch|not valid for": "name it as its certificate does",
+    "SSL": "does it speak plain http on that port?",
+    "not known|name resolution|idna|A-label": "the name is unknown; correct --store",
+}
 
 T = TypeVar("T")
 
@@ -54,6 +78,7 @@ class RestClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._endpoints = endpoints
+        self._connection = connection
         self._now = 0
         secure = any(endpoint.secure for endpoint in endpoints)
         self._http = httpx.Client(
@@ -61,6 +86,7 @@ class RestClient:
             timeout=_TIMEOUT,
             transport=transport,
             verify=tls_context(connection) if secure else False,
+            mounts={"http://": None},  # not through the proxy of HTTP_PROXY, which would read the key
         )
 
     @property
@@ -88,8 +114,8 @@ class RestClient:
 
     def clock_skew(self) -> float | None:
         """Return how many seconds the server's clock is ahead of ours, None where it does not tell."""
-        date = self._send("GET", "/", None).headers.get("date")
-        return None if date is None else parsedate_to_datetime(date).timestamp() - time.time()
+        date = _moment(self._send("GET", "/", None).headers.get("date"))
+        return None if date is None else date - time.time()
 
     def _send(self, method: str, path: str, body: Any) -> httpx.Response:
         """Return the first answer that any node gives."""
@@ -98,7 +124,7 @@ class RestClient:
             endpoint = self._endpoints[self._now]
             try:
                 return self._http.request(method, endpoint.url + path, json=body)
-            except (httpx.TransportError, httpx.InvalidURL) as error:
+            except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:  # the last: no host name
                 problem = OverloadedError(_why_no_answer(endpoint, error))
                 self._now = (self._now + 1) % len(self._endpoints)
         if problem is None:
@@ -106,22 +132,26 @@ class RestClient:
         raise problem
 
     def _content(self, answer: httpx.Response, method: str) -> Any:
+        url, status = self.endpoint.url, answer.status_code
         try:
             content = answer.json()
         except (ValueError, RecursionError):
             content = None
-        if answer.is_success and isinstance(content, dict):
+        if answer.is_success and isinstance(content, dict) and content.keys() & {"result", "version"}:
             return content.get("result", content)
-        said = _words_of(content, answer)
-        if answer.is_success or (content is None and "html" in answer.headers.get("content-type", "")):
+        if answer.has_redirect_location:  # never followed, since the key would go along
+            target = answer.headers["location"][:_MENTIONED]
+            raise StoreError(f"store {url} redirects to {target} ({status}); give that place to --store")
+        kind = answer.headers.get("content-type", "no content type")
+        if answer.is_success or (content is None and "html" in kind):
             problem = (
-                f"store {self.endpoint.url} answered {method} with {answer.status_code}, no JSON ({said}); "
+                f"store {url} answers {method} with {status} and {kind}, not as Qdrant does; "
                 "is a proxy before the server, or another service on that port?"
             )
-            raise OverloadedError(problem) if answer.status_code >= 500 else StoreUnreachableError(problem)
-        raise refusal(
-            self.endpoint.url, answer.status_code, said, _seconds(answer.headers.get("retry-after"))
-        )
+            raise OverloadedError(problem) if status >= 500 else StoreUnreachableError(problem)
+        # Some services answer with what they were sent.
+        said = self._connection.without_key(_words_of(content, answer))
+        raise refusal(url, status, said, seconds_of(answer.headers.get("retry-after")))
 
 
 class _KeyAuth(httpx.Auth):
@@ -135,36 +165,27 @@ class _KeyAuth(httpx.Auth):
 
 
 def persistently(send: Callable[[], T]) -> T:
-    """Return what send returns; where the server is away or overloaded, try again after random pauses.
+    """Return what send returns; where the server is away or overloaded, ask again after growing pauses.
 
-    Raises the last error after a minute or so, any error but OverloadedError at once.
+    They are drawn at random, so that not all clients return at once, and no shorter than the server asks
+    for. Raises the last error after half a minute of them, any error but OverloadedError at once.
     """
-    try:
-        return send()
-    except OverloadedError as error:
-        first = error
-    from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
-    from tenacity.wait import wait_random_exponential
-
-    backoff = wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT)
-
-    def pause(state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome is not None else None
-        asked = error.retry_after if isinstance(error, OverloadedError) else None
-        return backoff(state) if asked is None else min(asked, 60.0)
-
-    time.sleep(0.1 if first.retry_after is None else min(first.retry_after, 60.0))
-    retrying = Retrying(
-        stop=stop_after_attempt(_TRIES),
-        wait=pause,
-        retry=retry_if_exception_type(OverloadedError),
-        reraise=True,
-    )
-    return retrying(send)
+    failures = 0
+    while True:
+        try:
+            return send()
+        except OverloadedError as error:
+            failures += 1
+            asked = error.retry_after or 0.0
+            if failures == _TRIES or asked > _LONGEST_ASKED:
+                raise
+        step = min(2.0**failures / 4, _LONGEST_PAUSE)
+        time.sleep(asked + random.uniform(step / 2, step))  # noqa: S311 - no secret
 
 
 def refusal(url: str, status: int, said: str, retry_after: float | None = None) -> StoreError | NotFoundError:
     """Return the exception for an answer of the server that is not a success; status as in HTTP."""
+    said = said if len(said) <= _MENTIONED else said[:_MENTIONED] + "..."
     if status == 401:
         return StoreError(
             f"store {url} refuses the key, or asks for one (401: {said}); set EMBEDSTORE_QDRANT_API_KEY or "
@@ -172,7 +193,7 @@ def refusal(url: str, status: int, said: str, retry_after: float | None = None) 
         )
     if status == 403:
         return StoreError(
-            f"the key for store {url} does not allow this (403: {said}); use one with more rights"
+            f"the key for store {url} does not allow this (403: {said}); use a valid one with more rights"
         )
     if status == 404:
         return NotFoundError(f"store {url}: {said}; list what is there with `embedstore status`")
@@ -181,8 +202,9 @@ def refusal(url: str, status: int, said: str, retry_after: float | None = None) 
     if "No space left" in said:
         return StoreError(f"the disk of store {url} is full ({said}); make room and run the command again")
     if status == 429 or status >= 500:
+        again = "try again" if not retry_after else f"try again in {retry_after:.0f} s, as it asks"
         return OverloadedError(
-            f"store {url} does not answer as it should ({status}: {said}); try again", retry_after
+            f"store {url} is overloaded or failing ({status}: {said}); {again}", retry_after
         )
     return StoreError(f"store {url} refuses the request ({status}: {said})")
 
@@ -199,18 +221,7 @@ def tls_context(connection: Connection) -> ssl.SSLContext:
 
 def _why_no_answer(endpoint: Endpoint, error: Exception) -> str:
     cause = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, httpx.RemoteProtocolError):
-        advice = "is this the port of its gRPC? REST is usually on 6333"
-    elif "CERTIFICATE_VERIFY_FAILED" in cause:
-        advice = "give its certificate authority to --ca-file"
-    elif "WRONG_VERSION_NUMBER" in cause or "SSL" in cause:
-        advice = "does it speak plain http on that port?"
-    elif isinstance(error, httpx.TimeoutException):
-        cause, advice = f"timeout, {cause}", "look at its load and network"
-    elif "Name or service not known" in cause or "name resolution" in cause:
-        advice = f"the name {endpoint.host!r} is unknown; correct --store"
-    else:
-        advice = "start the server or correct --store"
+    advice = next((text for words, text in _ADVICE.items() if re.search(words, cause)), _START_IT)
     return f"store {endpoint.url} gives no answer ({cause}); {advice}"
 
 
@@ -220,12 +231,21 @@ def _words_of(content: Any, answer: httpx.Response) -> str:
     said = status.get("error") if isinstance(status, dict) else None
     if not isinstance(said, str):
         said = json.dumps(content) if content is not None else answer.text
-    line = " ".join(said.split())
-    return line if len(line) <= _MENTIONED else line[:_MENTIONED] + "..."
+    return " ".join(said.split())
 
 
-def _seconds(text: str | None) -> float | None:
+def seconds_of(retry_after: str | None) -> float | None:
+    """Return how long a server asks to wait; it says so in seconds, or as a date."""
     try:
-        return None if text is None else max(0.0, float(text))
+        return None if retry_after is None else max(0.0, float(retry_after))
+    except ValueError:
+        date = _moment(retry_after)
+        return None if date is None else max(0.0, date - time.time())
+
+
+def _moment(date: str | None) -> float | None:
+    """Return a date of HTTP in seconds since 1970, None where it is none."""
+    try:
+        return None if date is None else parsedate_to_datetime(date).timestamp()
     except ValueError:
         return None

@@ -87,7 +87,11 @@ class ServerStore(Store):
         self._revising: set[str] = set()
         self._depth = 0
         self._sealed: dict[str, Metadata] = {}
-        self.version = self._checked_version()
+        try:
+            self.version = self._checked_version()
+        except BaseException:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         return f"ServerStore({self.location!r})"
@@ -568,6 +572,11 @@ def _hit(point: Mapping[str, Any], name: str) -> Hit:
     if "movie_id" not in payload:
         raise StoreError(
             f"point {point['id']} of collection {name!r} has no movie_id; repair it with `embedstore sync`"
+        )
+    if point["score"] is None:  # gRPC takes NaN from anybody, and JSON has no word for it
+        raise StoreError(
+            f"point {point['id']} of collection {name!r} holds NaN or infinity; "
+            "repair it with `embedstore sync`"
         )
     return Hit(payload["movie_id"], point["score"], payload)
 

@@ -34,10 +34,11 @@ class Status:
 
 
 def status(store: Store, *, now: datetime | None = None) -> list[Status]:
-    """Return every collection, those that an alias names first; an alias may name one that is gone."""
+    """Return every collection of embedstore, those that an alias names first, also where it is gone."""
     aliases = store.aliases()
-    named = list(dict.fromkeys(aliases.values()))
-    names = named + [name for name in store.collections() if name not in named]
+    ours = store.collections()
+    named = [name for name in dict.fromkeys(aliases.values()) if name in ours or not store.exists(name)]
+    names = named + [name for name in ours if name not in named]
     moment = now or datetime.now(UTC)
     return [
         _status_of(store, name, tuple(a for a, n in aliases.items() if n == name), moment) for name in names
@@ -68,14 +69,11 @@ def rollback(store: Store, *, alias: str = "movies") -> Promotion:
 
 
 def _status_of(store: Store, name: str, aliases: tuple[str, ...], now: datetime) -> Status:
-    flips = store.promotions(aliases[0]) if aliases else []
-    promoted_at = flips[-1].at or None if flips else None
     try:
         metadata = store.metadata(name)
+        flips = store.promotions(aliases[0]) if aliases else []
     except EmbedstoreError as error:
-        return Status(
-            name, aliases, None, None, None, None, None, None, None, None, promoted_at, problem=str(error)
-        )
+        return Status(name, aliases, None, None, None, None, None, None, None, None, None, problem=str(error))
     points, problem = None, None
     if metadata.state != "sealed":
         problem = "not finished; run `embedstore sync` to finish it"
@@ -97,7 +95,7 @@ def _status_of(store: Store, name: str, aliases: tuple[str, ...], now: datetime)
         tower=metadata.tower,
         created_at=metadata.created_at,
         age_seconds=_age(metadata.created_at, now),
-        promoted_at=promoted_at,
+        promoted_at=flips[-1].at or None if flips else None,
         problem=problem,
     )
 

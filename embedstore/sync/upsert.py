@@ -122,11 +122,18 @@ def validate_run(run: Run) -> None:
 
 
 def refuse_clash(store: Store, alias: str, name: str) -> None:
-    """Raise StoreError where alias is the name of a collection, or name that of an alias."""
+    """Raise StoreError where alias is the name of a collection or of others, or name that of an alias."""
     if store.exists(alias):
         raise StoreError(f"alias {alias!r} is the name of a collection; choose another --alias")
-    if name in store.aliases():
+    aliases = store.aliases()
+    if name in aliases:
         raise StoreError(f"collection {name!r} would have the name of an alias; choose another --alias")
+    target = aliases.get(alias)
+    if target is not None and not target.startswith(collection_name(alias, "")):
+        raise StoreError(
+            f"alias {alias!r} names {target!r}, which is none of embedstore's collections; "
+            "choose another --alias"
+        )
 
 
 def existing(run: Run, store: Store, name: str) -> Metadata | None:

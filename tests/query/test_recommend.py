@@ -6,18 +6,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
-from embedstore.errors import DataError, NotFoundError, StoreError, UsageError
+from embedstore.errors import DataError, NotFoundError, RunError, StoreError, UsageError
 from embedstore.query.filters import parse_filters
 from embedstore.query.people import parse_history, read_people
-from embedstore.query.recommend import embed, live_collection, recommend, recommend_batch
+from embedstore.query.recommend import (
+    Person,
+    embed,
+    embed_batch,
+    live_collection,
+    recommend,
+    recommend_batch,
+)
 from embedstore.query.similar import similar
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Store, open_store
+from embedstore.stores.connection import Connection
+from embedstore.stores.server import ServerStore
 from embedstore.sync import sync
-from tests.builders import tiny_run
+from tests.builders import tiny_run, with_value
+from tests.server import LocalMode
 
 
 @pytest.fixture
@@ -222,3 +233,47 @@ def test_histories_of_text(run: Run) -> None:
     assert parse_history("1, 2,3\n4 x", run) == [1, 2, 3, 4, "x"]
     with pytest.raises(UsageError):
         parse_history(" , ", run)
+
+
+class FlipsBeforeSearching(LocalMode):
+    """A server whose alias moves between the reading of its metadata and the search."""
+
+    to = ""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if self.to and request.url.path.endswith("/points/query"):
+            self._flip({"actions": [{"create_alias": {"alias_name": "movies", "collection_name": self.to}}]})
+        return super().handle_request(request)
+
+
+def test_a_flip_during_a_query_through_the_alias_is_no_mixture(tmp_path: Path, run: Run) -> None:
+    other = tiny_run(tmp_path, n=60, dim=5, seed=9)
+    server = FlipsBeforeSearching()
+    with ServerStore("http://local-mode", Connection(grpc_port=0), transport=server) as store:
+        sync(other, store)
+        sync(run, store)
+        through_alias = recommend(run, store, history=[1], collection="movies")
+        assert through_alias.recommendations == recommend(run, store, history=[1]).recommendations
+        server.to = f"movies__{other.run_id}"
+        with pytest.raises(
+            StoreError, match=f"in 'movies' is of run {other.run_id}, the tower of run {run.run_id}"
+        ):
+            recommend(run, store, history=[1], collection="movies")
+        # What was read through the alias is not remembered.
+        with pytest.raises(StoreError, match=f"'movies' holds run {other.run_id}"):
+            recommend(run, store, history=[1], collection="movies")
+        assert recommend(other, store, history=[1], collection="movies").run_id == other.run_id
+
+
+def test_a_tower_that_makes_nan_is_refused_before_any_search(run: Run, store: Store) -> None:
+    broken = with_value(run, "history_vectors.npy", (3, 2), np.nan)
+    people = [Person(history=[4])]  # movie 4 is row 3
+    for ask in (
+        lambda: recommend(broken, store, history=[4]),
+        lambda: list(recommend_batch(broken, store, people)),
+        lambda: embed(broken, history=[4]),
+        lambda: list(embed_batch(broken, people)),
+    ):
+        with pytest.raises(RunError, match="makes NaN or infinity of a history; train again"):
+            ask()
+    assert recommend(broken, store, history=[5]).recommendations

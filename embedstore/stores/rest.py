@@ -9,22 +9,34 @@ from __future__ import annotations
 import json
 import ssl
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import httpx
 
 from embedstore.errors import NotFoundError, StoreError, StoreUnreachableError, UsageError
 from embedstore.stores.connection import Connection, Endpoint
 
-__all__ = ["ConflictError", "OverloadedError", "RestClient", "persistently", "refusal", "tls_context"]
+__all__ = [
+    "ConflictError",
+    "ForbiddenError",
+    "Nodes",
+    "OverloadedError",
+    "RestClient",
+    "UnknownKeyError",
+    "persistently",
+    "refusal",
+    "tls_context",
+]
 
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 _TRIES = 6
 _LONGEST_WAIT = 10.0
+_HALF_A_SECOND = 0.5  # the date of an answer has whole seconds, rounded down
 _MENTIONED = 300  # characters of a server's own words
 
+N = TypeVar("N")
 T = TypeVar("T")
 
 
@@ -40,11 +52,38 @@ class ConflictError(StoreError):
     """What should be created is there already."""
 
 
-class RestClient:
-    """Requests to one of several nodes of a cluster, to the next one where a node gives no answer.
+class ForbiddenError(StoreError):
+    """The key does not allow the request."""
 
-    Every request is safe to repeat, since all that is sent is idempotent.
-    """
+
+class UnknownKeyError(ForbiddenError):
+    """The key is none of the server's, or there is none and one is asked for."""
+
+
+class Nodes(Generic[N]):
+    """The nodes of a cluster: any can answer any request, and the one that answered last is asked first."""
+
+    def __init__(self, nodes: Sequence[N]) -> None:
+        self._nodes = nodes
+        self._now = 0
+
+    def __iter__(self) -> Iterator[N]:
+        return iter(self._nodes)
+
+    def ask(self, send: Callable[[N], T]) -> T:
+        """Return what send returns for the first node where it raises no OverloadedError; raises the last."""
+        start = self._now
+        for step in range(len(self._nodes)):
+            self._now = now = (start + step) % len(self._nodes)
+            try:
+                return send(self._nodes[now])
+            except OverloadedError as error:
+                problem = error
+        raise problem
+
+
+class RestClient:
+    """Requests to the first node that answers. All are safe to repeat, since they are idempotent."""
 
     def __init__(
         self,
@@ -53,8 +92,7 @@ class RestClient:
         *,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._endpoints = endpoints
-        self._now = 0
+        self._nodes = Nodes(endpoints)
         secure = any(endpoint.secure for endpoint in endpoints)
         self._http = httpx.Client(
             auth=_KeyAuth(connection),
@@ -62,11 +100,6 @@ class RestClient:
             transport=transport,
             verify=tls_context(connection) if secure else False,
         )
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The node that answered last."""
-        return self._endpoints[self._now]
 
     def close(self) -> None:
         self._http.close()
@@ -82,30 +115,34 @@ class RestClient:
         """
 
         def send() -> Any:
-            return self._content(self._send(method, path, body), method)
+            return self._nodes.ask(lambda node: self._content(self._send(node, method, path, body), node))
 
         return persistently(send) if patient else send()
 
     def clock_skew(self) -> float | None:
         """Return how many seconds the server's clock is ahead of ours, None where it does not tell."""
-        date = self._send("GET", "/", None).headers.get("date")
-        return None if date is None else parsedate_to_datetime(date).timestamp() - time.time()
+        date = self._nodes.ask(lambda node: self._send(node, "GET", "/").headers.get("date"))
+        if date is None:
+            return None
+        return parsedate_to_datetime(date).timestamp() + _HALF_A_SECOND - time.time()
 
-    def _send(self, method: str, path: str, body: Any) -> httpx.Response:
-        """Return the first answer that any node gives."""
-        problem: Exception | None = None
-        for _ in self._endpoints:
-            endpoint = self._endpoints[self._now]
+    def silent_nodes(self) -> list[str]:
+        """Return a sentence for each node that gives no answer now."""
+        silent = []
+        for node in self._nodes:
             try:
-                return self._http.request(method, endpoint.url + path, json=body)
-            except (httpx.TransportError, httpx.InvalidURL) as error:
-                problem = OverloadedError(_why_no_answer(endpoint, error))
-                self._now = (self._now + 1) % len(self._endpoints)
-        if problem is None:
-            raise StoreUnreachableError("no store is named; give its URL to --store")
-        raise problem
+                self._content(self._send(node, "GET", "/"), node)
+            except StoreError as error:
+                silent.append(str(error))
+        return silent
 
-    def _content(self, answer: httpx.Response, method: str) -> Any:
+    def _send(self, node: Endpoint, method: str, path: str, body: Any = None) -> httpx.Response:
+        try:
+            return self._http.request(method, node.url + path, json=body)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise OverloadedError(_why_no_answer(node, error)) from error
+
+    def _content(self, answer: httpx.Response, node: Endpoint) -> Any:
         try:
             content = answer.json()
         except (ValueError, RecursionError):
@@ -114,14 +151,13 @@ class RestClient:
             return content.get("result", content)
         said = _words_of(content, answer)
         if answer.is_success or (content is None and "html" in answer.headers.get("content-type", "")):
+            method = answer.request.method
             problem = (
-                f"store {self.endpoint.url} answered {method} with {answer.status_code}, no JSON ({said}); "
+                f"store {node.url} answered {method} with {answer.status_code}, no JSON ({said}); "
                 "is a proxy before the server, or another service on that port?"
             )
             raise OverloadedError(problem) if answer.status_code >= 500 else StoreUnreachableError(problem)
-        raise refusal(
-            self.endpoint.url, answer.status_code, said, _seconds(answer.headers.get("retry-after"))
-        )
+        raise refusal(node.url, answer.status_code, said, _seconds(answer.headers.get("retry-after")))
 
 
 class _KeyAuth(httpx.Auth):
@@ -166,12 +202,12 @@ def persistently(send: Callable[[], T]) -> T:
 def refusal(url: str, status: int, said: str, retry_after: float | None = None) -> StoreError | NotFoundError:
     """Return the exception for an answer of the server that is not a success; status as in HTTP."""
     if status == 401:
-        return StoreError(
+        return UnknownKeyError(
             f"store {url} refuses the key, or asks for one (401: {said}); set EMBEDSTORE_QDRANT_API_KEY or "
             "--api-key-file"
         )
     if status == 403:
-        return StoreError(
+        return ForbiddenError(
             f"the key for store {url} does not allow this (403: {said}); use one with more rights"
         )
     if status == 404:

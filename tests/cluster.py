@@ -28,6 +28,21 @@ class Cluster:
     def urls(self) -> list[str]:
         return [node.url for node in self.nodes]
 
+    @property
+    def leader(self) -> Server:
+        """The node that orders the changes of collections and aliases."""
+        answers = [httpx.get(f"{url}/cluster").json()["result"] for url in self.urls]
+        leaders = [answer["raft_info"]["leader"] == answer["peer_id"] for answer in answers]
+        return self.nodes[leaders.index(True)]
+
+    @property
+    def follower(self) -> Server:
+        return next(node for node in self.nodes if node is not self.leader)
+
+    def others(self, node: Server) -> list[str]:
+        """Return the URLs of all nodes but one."""
+        return [url for url in self.urls if url != node.url]
+
     def start(self, folder: Path) -> None:
         first = ""
         for number in range(_NODES):
@@ -46,6 +61,15 @@ class Cluster:
             first = first or uri
         for url in self.urls:
             wait_until(partial(_sees_all, url), f"node {url} does not see the others")
+
+    @contextmanager
+    def down(self, node: Server, *collections: str) -> Iterator[None]:
+        """After the block, which kills a node, start it again and wait until its replicas are back."""
+        try:
+            yield
+        finally:
+            node.restart()
+        self.wait_until_active(*collections)
 
     def stop(self) -> None:
         for node in self.nodes:

@@ -50,7 +50,7 @@ def _findings(runs_dir: Path, store_location: str, alias: str) -> Sequence[Findi
     from embedstore.sync.doctor import finding_of
 
     try:
-        store = open_store_at(store_location)
+        store = open_store_at(store_location, patient=False)
     except (NotFoundError, StoreError) as error:
         return [finding_of(error, "store")]
     with store:

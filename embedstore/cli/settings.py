@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -109,16 +110,16 @@ def connection() -> Connection:
     )
 
 
-def open_store_at(location: str, *, create: bool = False) -> Store:
+def open_store_at(location: str, *, create: bool = False, patient: bool = True) -> Store:
     """Open the store that --store names, a server with the key and certificates of the current command.
 
-    Raises what open_store and connection raise.
+    patient asks a server again that is away. Raises what open_store and connection raise.
     """
     from embedstore.stores.base import open_store
     from embedstore.stores.connection import is_url
 
     if is_url(location):
-        return open_store(location, connection=connection())
+        return open_store(location, connection=replace(connection(), patient=patient))
     return open_store(location, create=create)
 
 

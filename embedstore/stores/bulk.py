@@ -15,7 +15,7 @@ import numpy.typing as npt
 from embedstore.errors import StoreUnreachableError
 from embedstore.stores.connection import Connection, Endpoint
 from embedstore.stores.contract import HISTORY_VECTOR, CollectionSpec, PointBatch, PointId
-from embedstore.stores.rest import Nodes, OverloadedError, persistently, refusal
+from embedstore.stores.rest import NoAnswerError, Nodes, persistently, refusal
 
 __all__ = ["GrpcBulk"]
 
@@ -116,7 +116,7 @@ class GrpcBulk:
         try:
             self._messages.QdrantStub(node.channel).HealthCheck(request, timeout=_PROBE_SECONDS)
         except self._grpc.RpcError as error:
-            raise OverloadedError(f"gRPC {port} gives no answer ({error.code().name})") from None
+            raise NoAnswerError(f"gRPC {port} gives no answer ({error.code().name})") from None
         return f"{port} of {node.endpoint.host} answers"
 
     def _call(self, method: str, request: Any) -> Any:
@@ -135,7 +135,7 @@ def _meaning_of(error: Any, endpoint: Endpoint) -> Exception:
     code, said = error.code().name, " ".join((error.details() or "").split())
     where = f"{endpoint.url} (gRPC port {endpoint.grpc_port})"
     if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
-        return OverloadedError(f"store {where} gives no answer ({code}: {said}); start the server")
+        return NoAnswerError(f"store {where} gives no answer ({code}: {said}); start the server")
     waits = [value for key, value in error.trailing_metadata() or () if key == "retry-after"]
     asked = float(waits[0]) if waits and waits[0].isdecimal() else None
     return refusal(where, _STATUS.get(code, 500), said, asked)

@@ -21,6 +21,7 @@ from embedstore.stores.connection import Connection, Endpoint
 __all__ = [
     "ConflictError",
     "ForbiddenError",
+    "NoAnswerError",
     "Nodes",
     "OverloadedError",
     "RestClient",
@@ -48,6 +49,10 @@ class OverloadedError(StoreUnreachableError):
         self.retry_after = retry_after
 
 
+class NoAnswerError(OverloadedError):
+    """Nothing came back: the node is away, or what is between."""
+
+
 class ConflictError(StoreError):
     """What should be created is there already."""
 
@@ -71,15 +76,19 @@ class Nodes(Generic[N]):
         return iter(self._nodes)
 
     def ask(self, send: Callable[[N], T]) -> T:
-        """Return what send returns for the first node where it raises no OverloadedError; raises the last."""
+        """Return what send returns for the first node where it raises no OverloadedError.
+
+        Where it always does, raises what a node said rather than that another one is away.
+        """
+        problems: list[OverloadedError] = []
         start = self._now
         for step in range(len(self._nodes)):
             self._now = now = (start + step) % len(self._nodes)
             try:
                 return send(self._nodes[now])
             except OverloadedError as error:
-                problem = error
-        raise problem
+                problems.append(error)
+        raise min(problems, key=lambda error: isinstance(error, NoAnswerError))
 
 
 class RestClient:
@@ -93,6 +102,7 @@ class RestClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._nodes = Nodes(endpoints)
+        self._patient = connection.patient
         secure = any(endpoint.secure for endpoint in endpoints)
         self._http = httpx.Client(
             auth=_KeyAuth(connection),
@@ -111,13 +121,13 @@ class RestClient:
         """Return the `result` of an answer, or the whole of it where it has none.
 
         Raises StoreUnreachableError where no node answers, at once unless patient; NotFoundError for 404,
-        ConflictError for 409, StoreError for what else the server refuses.
+        ConflictError for 409, ForbiddenError for 401 and 403, StoreError for what else the server refuses.
         """
 
         def send() -> Any:
             return self._nodes.ask(lambda node: self._content(self._send(node, method, path, body), node))
 
-        return persistently(send) if patient else send()
+        return persistently(send) if patient and self._patient else send()
 
     def clock_skew(self) -> float | None:
         """Return how many seconds the server's clock is ahead of ours, None where it does not tell."""
@@ -140,7 +150,7 @@ class RestClient:
         try:
             return self._http.request(method, node.url + path, json=body)
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise OverloadedError(_why_no_answer(node, error)) from error
+            raise NoAnswerError(_why_no_answer(node, error)) from error
 
     def _content(self, answer: httpx.Response, node: Endpoint) -> Any:
         try:

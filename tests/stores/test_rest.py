@@ -13,7 +13,14 @@ import pytest
 from embedstore.errors import NotFoundError, StoreError, StoreUnreachableError
 from embedstore.stores import rest
 from embedstore.stores.connection import Connection, Secret, endpoints_of
-from embedstore.stores.rest import ConflictError, OverloadedError, RestClient, seconds_of
+from embedstore.stores.rest import (
+    ConflictError,
+    ForbiddenError,
+    OverloadedError,
+    RestClient,
+    UnknownKeyError,
+    seconds_of,
+)
 from embedstore.stores.server import ServerStore
 from tests.scripted import (
     HTML,
@@ -56,11 +63,16 @@ def ask(script: Sequence[Act]) -> tuple[object, int]:
 
 
 AT_ONCE: list[tuple[str, Act, type[StoreError | NotFoundError], str]] = [
-    ("wrong key", answer(401, "Invalid API key", content_type="text/plain"), StoreError, "refuses the key"),
+    (
+        "wrong key",
+        answer(401, "Invalid API key", content_type="text/plain"),
+        UnknownKeyError,
+        "refuses the key",
+    ),
     (
         "no right",
         answer(403, {"status": {"error": "Forbidden"}}),
-        StoreError,
+        ForbiddenError,
         "does not allow this (403: Forb",
     ),
     ("not there", answer(404, {"status": {"error": "Not found: x"}}), NotFoundError, "Not found: x"),
@@ -152,7 +164,7 @@ def test_pauses_grow_and_are_random(pauses: list[float]) -> None:
             ask([answer(503, "")])
     first, second = pauses[:7], pauses[7:]
     for pause, longest in zip(first, [0.5, 1, 2, 4, 8, 10, 10], strict=True):
-        assert longest / 2 <= pause <= longest
+        assert 0 <= pause <= longest
     assert first != second
 
 
@@ -203,7 +215,6 @@ def test_an_answer_that_holds_the_key_is_told_without_it(
 def test_the_next_node_answers_without_a_pause(pauses: list[float]) -> None:
     with HttpServer(OK) as server, client("http://127.0.0.1:9", server.url) as asked:
         assert asked.get("/x") == 7
-        assert asked.endpoint.url == server.url
     assert pauses == []
 
 

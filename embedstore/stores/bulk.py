@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,13 @@ import numpy.typing as npt
 from embedstore.errors import StoreUnreachableError
 from embedstore.stores.connection import Connection, Endpoint
 from embedstore.stores.contract import HISTORY_VECTOR, CollectionSpec, PointBatch, PointId
-from embedstore.stores.rest import OverloadedError, persistently, refusal, seconds_of
+from embedstore.stores.rest import NoAnswerError, Nodes, persistently, refusal, seconds_of
 
 __all__ = ["GrpcBulk"]
 
 _SECONDS = 60.0
 _PROBE_SECONDS = 2.0
+_RECONNECT_MS = 2000  # else a node that returns is looked for every two minutes
 _FLOATS = 0x0A  # field 1, length-delimited
 _STATUS = {  # of HTTP, so that both ways lead to the same sentences
     "UNAUTHENTICATED": 401,
@@ -39,10 +40,16 @@ _STATUS = {  # of HTTP, so that both ways lead to the same sentences
 T = TypeVar("T")
 
 
+class _Node(NamedTuple):
+    endpoint: Endpoint
+    channel: Any
+    points: Any  # the stub of Qdrant's Points service
+
+
 class GrpcBulk:
     """Upserts and scrolls over the gRPC ports of one or several nodes.
 
-    The constructor raises StoreUnreachableError where the first node's port does not answer as Qdrant.
+    The constructor raises StoreUnreachableError where no port answers as Qdrant.
     """
 
     def __init__(self, endpoints: Sequence[Endpoint], connection: Connection) -> None:
@@ -52,17 +59,19 @@ class GrpcBulk:
         self._grpc: Any = grpc
         self._messages: Any = messages
         self._connection = connection
-        self._endpoints = [endpoint for endpoint in endpoints if endpoint.grpc_port is not None]
-        self._channels = [self._channel(endpoint, connection) for endpoint in self._endpoints]
-        self._points = [self._messages.PointsStub(channel) for channel in self._channels]
-        self._now = 0
-        if not self._channels:
+        reachable = [endpoint for endpoint in endpoints if endpoint.grpc_port is not None]
+        if not reachable:
             raise StoreUnreachableError("gRPC is switched off")
-        self._probe()
+        self._nodes = Nodes([self._node(endpoint, connection) for endpoint in reachable])
+        try:
+            self.way = self._nodes.ask(self._probe)
+        except StoreUnreachableError:
+            self.close()
+            raise
 
     def close(self) -> None:
-        for channel in self._channels:
-            channel.close()
+        for node in self._nodes:
+            node.channel.close()
 
     def upsert(self, name: str, batch: PointBatch) -> None:
         """Write points, and return when they can be read."""
@@ -89,51 +98,50 @@ class GrpcBulk:
         more = answer.next_page_offset if answer.HasField("next_page_offset") else None
         return _batch_of(answer.result, spec, vectors=vectors), more
 
+    def _node(self, endpoint: Endpoint, connection: Connection) -> _Node:
+        channel = self._channel(endpoint, connection)
+        return _Node(endpoint, channel, self._messages.PointsStub(channel))
+
     def _channel(self, endpoint: Endpoint, connection: Connection) -> Any:
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         target = f"{host}:{endpoint.grpc_port}"
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        options.append(("grpc.max_reconnect_backoff_ms", _RECONNECT_MS))
         if not endpoint.secure:  # and not through the proxy of http_proxy, which would read the key
             options.append(("grpc.enable_http_proxy", 0))
             return self._grpc.insecure_channel(target, options=options)
         credentials = self._grpc.ssl_channel_credentials(_roots(connection))
         return self._grpc.secure_channel(target, credentials, options=options)
 
-    def _probe(self) -> None:
-        health = self._messages.QdrantStub(self._channels[0])
+    def _probe(self, node: _Node) -> str:
+        port, request = f"port {node.endpoint.grpc_port}", self._messages.HealthCheckRequest()
         try:
-            health.HealthCheck(self._messages.HealthCheckRequest(), timeout=_PROBE_SECONDS)
+            self._messages.QdrantStub(node.channel).HealthCheck(request, timeout=_PROBE_SECONDS)
         except self._grpc.RpcError as error:
-            self.close()
-            port = self._endpoints[0].grpc_port
-            code = getattr(error, "code", lambda: None)()
-            raise StoreUnreachableError(
-                f"gRPC port {port} gives no answer ({getattr(code, 'name', 'error')})"
-            ) from None
+            raise NoAnswerError(f"gRPC {port} gives no answer ({error.code().name})") from None
+        return f"{port} of {node.endpoint.host} answers"
 
     def _call(self, method: str, request: Any) -> Any:
-        def send() -> Any:
-            ask = getattr(self._points[self._now], method)
+        def send(node: _Node) -> Any:
+            ask = getattr(node.points, method)
             try:
                 return ask(request, timeout=_SECONDS, metadata=self._credentials())
             except self._grpc.RpcError as error:
-                problem = self._meaning_of(error)
+                problem = self._meaning_of(error, node.endpoint)
             raise problem  # without the error as its context, in whose frames the key is
 
-        return persistently(send)
+        return persistently(lambda: self._nodes.ask(send))
 
     def _credentials(self) -> Sequence[tuple[str, str]]:
         key = self._connection.api_key
         return [] if key is None else [("api-key", key.reveal())]
 
-    def _meaning_of(self, error: Any) -> Exception:
+    def _meaning_of(self, error: Any, endpoint: Endpoint) -> Exception:
         code = error.code().name
         said = self._connection.without_key(" ".join((error.details() or "").split()))
-        endpoint = self._endpoints[self._now]
         where = f"{endpoint.url} (gRPC port {endpoint.grpc_port})"
         if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
-            self._now = (self._now + 1) % len(self._channels)
-            return OverloadedError(f"store {where} gives no answer ({code}: {said}); start the server")
+            return NoAnswerError(f"store {where} gives no answer ({code}: {said}); start the server")
         waits = [value for key, value in error.trailing_metadata() or () if key == "retry-after"]
         return refusal(where, _STATUS.get(code, 500), said, seconds_of(waits[0]) if waits else None)
 

@@ -11,9 +11,9 @@ import random
 import re
 import ssl
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import httpx
 
@@ -22,8 +22,12 @@ from embedstore.stores.connection import Connection, Endpoint
 
 __all__ = [
     "ConflictError",
+    "ForbiddenError",
+    "NoAnswerError",
+    "Nodes",
     "OverloadedError",
     "RestClient",
+    "UnknownKeyError",
     "persistently",
     "refusal",
     "seconds_of",
@@ -34,6 +38,7 @@ _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 _TRIES = 8
 _LONGEST_PAUSE = 10.0
 _LONGEST_ASKED = 300.0  # by retry-after
+_HALF_A_SECOND = 0.5  # the date of an answer has whole seconds, rounded down
 _MENTIONED = 300  # characters of a server's own words
 
 # By the words of httpx, OpenSSL and the resolver.
@@ -49,6 +54,7 @@ _ADVICE = {
     "not known|name resolution|idna|A-label": "the name is unknown; correct --store",
 }
 
+N = TypeVar("N")
 T = TypeVar("T")
 
 
@@ -60,15 +66,50 @@ class OverloadedError(StoreUnreachableError):
         self.retry_after = retry_after
 
 
+class NoAnswerError(OverloadedError):
+    """Nothing came back: the node is away, or what is between."""
+
+
 class ConflictError(StoreError):
     """What should be created is there already."""
 
 
-class RestClient:
-    """Requests to one of several nodes of a cluster, to the next one where a node gives no answer.
+class ForbiddenError(StoreError):
+    """The key does not allow the request."""
 
-    Every request is safe to repeat, since all that is sent is idempotent.
-    """
+
+class UnknownKeyError(ForbiddenError):
+    """The key is none of the server's, or there is none and one is asked for."""
+
+
+class Nodes(Generic[N]):
+    """The nodes of a cluster: any can answer any request, and the one that answered last is asked first."""
+
+    def __init__(self, nodes: Sequence[N]) -> None:
+        self._nodes = nodes
+        self._now = 0
+
+    def __iter__(self) -> Iterator[N]:
+        return iter(self._nodes)
+
+    def ask(self, send: Callable[[N], T]) -> T:
+        """Return what send returns for the first node where it raises no OverloadedError.
+
+        Where it always does, raises what a node said rather than that another one is away.
+        """
+        problems: list[OverloadedError] = []
+        start = self._now
+        for step in range(len(self._nodes)):
+            self._now = now = (start + step) % len(self._nodes)
+            try:
+                return send(self._nodes[now])
+            except OverloadedError as error:
+                problems.append(error)
+        raise min(problems, key=lambda error: isinstance(error, NoAnswerError))
+
+
+class RestClient:
+    """Requests to the first node that answers. All are safe to repeat, since they are idempotent."""
 
     def __init__(
         self,
@@ -77,9 +118,8 @@ class RestClient:
         *,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._endpoints = endpoints
+        self._nodes = Nodes(endpoints)
         self._connection = connection
-        self._now = 0
         secure = any(endpoint.secure for endpoint in endpoints)
         self._http = httpx.Client(
             auth=_KeyAuth(connection),
@@ -88,11 +128,6 @@ class RestClient:
             verify=tls_context(connection) if secure else False,
             mounts={"http://": None},  # not through the proxy of HTTP_PROXY, which would read the key
         )
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The node that answered last."""
-        return self._endpoints[self._now]
 
     def close(self) -> None:
         self._http.close()
@@ -104,35 +139,38 @@ class RestClient:
         """Return the `result` of an answer, or the whole of it where it has none.
 
         Raises StoreUnreachableError where no node answers, at once unless patient; NotFoundError for 404,
-        ConflictError for 409, StoreError for what else the server refuses.
+        ConflictError for 409, ForbiddenError for 401 and 403, StoreError for what else the server refuses.
         """
 
         def send() -> Any:
-            return self._content(self._send(method, path, body), method)
+            return self._nodes.ask(lambda node: self._content(self._send(node, method, path, body), node))
 
-        return persistently(send) if patient else send()
+        return persistently(send) if patient and self._connection.patient else send()
 
     def clock_skew(self) -> float | None:
         """Return how many seconds the server's clock is ahead of ours, None where it does not tell."""
-        date = _moment(self._send("GET", "/", None).headers.get("date"))
-        return None if date is None else date - time.time()
+        date = _moment(self._nodes.ask(lambda node: self._send(node, "GET", "/")).headers.get("date"))
+        return None if date is None else date + _HALF_A_SECOND - time.time()
 
-    def _send(self, method: str, path: str, body: Any) -> httpx.Response:
-        """Return the first answer that any node gives."""
-        problem: Exception | None = None
-        for _ in self._endpoints:
-            endpoint = self._endpoints[self._now]
+    def silent_nodes(self) -> list[str]:
+        """Return a sentence for each node that gives no answer now."""
+        silent = []
+        for node in self._nodes:
             try:
-                return self._http.request(method, endpoint.url + path, json=body)
-            except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:  # the last: no host name
-                problem = OverloadedError(_why_no_answer(endpoint, error))
-                self._now = (self._now + 1) % len(self._endpoints)
-        if problem is None:
-            raise StoreUnreachableError("no store is named; give its URL to --store")
+                self._content(self._send(node, "GET", "/"), node)
+            except StoreError as error:
+                silent.append(str(error))
+        return silent
+
+    def _send(self, node: Endpoint, method: str, path: str, body: Any = None) -> httpx.Response:
+        try:
+            return self._http.request(method, node.url + path, json=body)
+        except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:  # the last: no host name
+            problem = NoAnswerError(_why_no_answer(node, error))
         raise problem
 
-    def _content(self, answer: httpx.Response, method: str) -> Any:
-        url, status = self.endpoint.url, answer.status_code
+    def _content(self, answer: httpx.Response, node: Endpoint) -> Any:
+        method, url, status = answer.request.method, node.url, answer.status_code
         try:
             content = answer.json()
         except (ValueError, RecursionError):
@@ -187,12 +225,12 @@ def refusal(url: str, status: int, said: str, retry_after: float | None = None) 
     """Return the exception for an answer of the server that is not a success; status as in HTTP."""
     said = said if len(said) <= _MENTIONED else said[:_MENTIONED] + "..."
     if status == 401:
-        return StoreError(
+        return UnknownKeyError(
             f"store {url} refuses the key, or asks for one (401: {said}); set EMBEDSTORE_QDRANT_API_KEY or "
             "--api-key-file"
         )
     if status == 403:
-        return StoreError(
+        return ForbiddenError(
             f"the key for store {url} does not allow this (403: {said}); use a valid one with more rights"
         )
     if status == 404:

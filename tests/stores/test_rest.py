@@ -203,7 +203,25 @@ def test_an_answer_that_holds_the_key_is_told_without_it(
 def test_the_next_node_answers_without_a_pause(pauses: list[float]) -> None:
     with HttpServer(OK) as server, client("http://127.0.0.1:9", server.url) as asked:
         assert asked.get("/x") == 7
-        assert asked.endpoint.url == server.url
+    assert pauses == []
+
+
+def test_a_node_that_answers_is_quoted_rather_than_one_that_is_away(pauses: list[float]) -> None:
+    with (
+        HttpServer(answer(500, "no quorum")) as server,
+        client("http://127.0.0.1:9", server.url, "http://127.0.0.1:9") as asked,
+        pytest.raises(StoreUnreachableError, match="500: .*no quorum"),
+    ):
+        asked.get("/x", patient=False)
+
+
+def test_an_overloaded_node_is_passed_by(pauses: list[float]) -> None:
+    with (
+        HttpServer(answer(503, "busy")) as busy,
+        HttpServer(OK) as server,
+        client(busy.url, server.url) as asked,
+    ):
+        assert asked.get("/x") == 7
     assert pauses == []
 
 

@@ -85,6 +85,7 @@ class LocalMode(httpx.BaseTransport):
         one = "/collections/([^/]+)"
         return [
             ("GET", "/", lambda _: {"title": "qdrant", "version": "1.18.3"}),
+            ("GET", "/cluster", lambda _: {"status": "disabled"}),
             ("GET", "/collections", lambda _: _json(self.client.get_collections())),
             ("GET", "/aliases", lambda _: _json(self.client.get_aliases())),
             ("POST", "/collections/aliases", self._flip),

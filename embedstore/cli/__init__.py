@@ -28,6 +28,7 @@ COMMANDS = {
     "contract": "embedstore.cli.contract:contract",
     "copy": "embedstore.cli.copy:copy",
     "data": "embedstore.cli.data:data",
+    "doctor": "embedstore.cli.doctor:doctor",
     "embed": "embedstore.cli.query:embed",
     "export": "embedstore.cli.export:export",
     "plan": "embedstore.cli.sync:plan",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -110,16 +111,18 @@ def connection() -> Connection:
     )
 
 
-def open_store_at(location: str, *, create: bool = False) -> Store:
+def open_store_at(location: str, *, create: bool = False, patient: bool = True) -> Store:
     """Open the store that --store names, a server with the key and certificates of the current command.
 
-    The connection to a server ends with the command. Raises what open_store and connection raise.
+    The connection to a server ends with the command. patient asks a server again that is away. Raises what
+    open_store and connection raise.
     """
     from embedstore.stores.base import open_store
     from embedstore.stores.connection import is_url
 
     if is_url(location):
-        return click.get_current_context().with_resource(open_store(location, connection=connection()))
+        how = replace(connection(), patient=patient)
+        return click.get_current_context().with_resource(open_store(location, connection=how))
     return open_store(location, create=create)
 
 

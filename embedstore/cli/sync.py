@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ from embedstore.errors import NotFoundError
 
 if TYPE_CHECKING:
     from embedstore.runs.run import Run
-    from embedstore.stores.base import Store
+    from embedstore.stores.base import Peer, Replica, Store
     from embedstore.sync import Progress, Status, SyncReport
 
 __all__ = [
@@ -73,11 +73,25 @@ def plan(
 @click.argument("run", default="latest")
 @no_promote_option
 @_json_option
+@click.option("--shards", type=int, metavar="N", help="Shards of a new collection on a server.")
+@click.option("--replicas", type=int, metavar="N", help="Copies of each shard on the nodes of a cluster.")
+@click.option(
+    "--write-consistency", type=int, metavar="N", help="Copies that must have a write before it counts."
+)
 @runs_option
 @store_option
 @alias_option
 def sync(
-    run: str, runs_dir: Path, store_location: str, alias: str, *, no_promote: bool, as_json: bool
+    run: str,
+    runs_dir: Path,
+    store_location: str,
+    alias: str,
+    *,
+    no_promote: bool,
+    as_json: bool,
+    shards: int | None,
+    replicas: int | None,
+    write_consistency: int | None,
 ) -> None:
     """Put the movie vectors of RUN (default: latest) into the store and point the alias at them.
 
@@ -86,14 +100,16 @@ def sync(
     command carries on; after damage, it repairs point by point.
     """
     from embedstore.runs.registry import find_run
+    from embedstore.stores.contract import Spread
     from embedstore.sync import sync as sync_run
 
     started = time.perf_counter()
+    spread = Spread(shards, replicas, write_consistency)
     # The run first: a mistyped run must not leave an empty store behind.
     found = None if run.startswith("@") else find_run(runs_dir, run)
     with open_store_at(store_location, create=found is not None) as store, progress_line() as progress:
         found = found or _find(runs_dir, run, store)
-        report = sync_run(found, store, alias=alias, promote=not no_promote, progress=progress)
+        report = sync_run(found, store, alias=alias, promote=not no_promote, spread=spread, progress=progress)
     print_report(report, seconds=time.perf_counter() - started, no_promote=no_promote, as_json=as_json)
 
 
@@ -121,14 +137,17 @@ def print_report(report: SyncReport, *, seconds: float, no_promote: bool, as_jso
 @_json_option
 @store_option
 def status(store_location: str, *, as_json: bool) -> None:
-    """Show every collection: its alias, run, state, number of points and age."""
+    """Show every collection: its alias, run, state, number of points and age; of a server, its nodes too."""
     from embedstore.sync import status as status_of
 
     with open_store_at(store_location) as store:
-        found = status_of(store)
+        found, peers, version = status_of(store), store.peers(), store.version
     if as_json:
-        print_json([asdict(line) for line in found])
+        nodes = [asdict(peer) for peer in peers]
+        print_json({"version": version, "nodes": nodes, "collections": [asdict(line) for line in found]})
         return
+    if version is not None:
+        click.echo(f"Qdrant {version}" + (f", {_nodes_in_words(peers)}" if peers else ""))
     if not found:
         click.echo(f"no collection in {escape(store_location)}; make one with `embedstore sync`", err=True)
         return
@@ -141,8 +160,9 @@ def status(store_location: str, *, as_json: bool) -> None:
             Column("dim", right=True),
             Column("tower"),
             Column("age", right=True),
+            *([Column("replicas")] if peers else []),
         ],
-        (_status_row(line) for line in found),
+        ([*_status_row(line), *([_replicas_in_words(line.replicas)] if peers else [])] for line in found),
     )
     for line in found:
         if line.problem:
@@ -270,6 +290,16 @@ def _status_row(line: Status) -> list[object]:
         line.tower,
         None if line.age_seconds is None else _age(line.age_seconds),
     ]
+
+
+def _nodes_in_words(peers: Sequence[Peer]) -> str:
+    silent = [peer.uri for peer in peers if not peer.answers]
+    return f"{len(peers)} nodes" + (f", no answer from {', '.join(silent)}" if silent else "")
+
+
+def _replicas_in_words(replicas: Sequence[Replica]) -> str:
+    active = sum(replica.state == "Active" for replica in replicas)
+    return f"{active}/{len(replicas)} active"
 
 
 def _age(seconds: float) -> str:

@@ -18,7 +18,18 @@ from embedstore.errors import NotFoundError
 from embedstore.stores.connection import NO_KEY, Connection, is_url
 from embedstore.stores.contract import CollectionSpec, Metadata, PointBatch, PointId, SearchIndex
 
-__all__ = ["NO_FILTERS", "Filters", "Hit", "Promotion", "Query", "Store", "YearOperator", "open_store"]
+__all__ = [
+    "NO_FILTERS",
+    "Filters",
+    "Hit",
+    "Peer",
+    "Promotion",
+    "Query",
+    "Replica",
+    "Store",
+    "YearOperator",
+    "open_store",
+]
 
 YearOperator = Literal["=", "<", "<=", ">", ">="]
 Vector = npt.NDArray[np.float32]
@@ -67,6 +78,24 @@ class Promotion:
     at: str
 
 
+@dataclass(frozen=True)
+class Peer:
+    """One node of a cluster; answers: whether the others reach it."""
+
+    id: int
+    uri: str
+    answers: bool
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One copy of a shard of a collection, on a node of a cluster. state: Active where all is well."""
+
+    peer: int
+    shard: int
+    state: str
+
+
 class Store(ABC):
     """Collections, written by one process at a time and read by any number.
 
@@ -79,6 +108,7 @@ class Store(ABC):
     """
 
     location: str
+    version: str | None = None  # of the server, None where there is none
     in_place: bool = False  # whether a revision writes to what readers see
     approximate: bool = False  # whether tune can build an index
 
@@ -247,6 +277,14 @@ class Store(ABC):
     @abstractmethod
     def writer(self) -> AbstractContextManager[None]:
         """Hold the writer lock. Raises StoreLockedError where another process holds it."""
+
+    def peers(self) -> Sequence[Peer]:
+        """Return the nodes of a cluster, in ascending order of their id; none where it is none or a secret."""
+        return ()
+
+    def replicas(self, name: str) -> Sequence[Replica]:
+        """Return the copies of every shard of a collection; none where the store has no shards."""
+        return ()
 
     @abstractmethod
     def close(self) -> None: ...

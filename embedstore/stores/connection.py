@@ -43,13 +43,14 @@ class Secret:
 class Connection:
     """What is needed beside the URL. grpc_port: by default the REST port + 1; 0 never uses gRPC.
 
-    insecure allows a key over plain http to another machine.
+    insecure allows a key over plain http to another machine. patient asks again where a server is away.
     """
 
     api_key: Secret | None = None
     ca_file: Path | None = None
     insecure: bool = False
     grpc_port: int | None = None
+    patient: bool = True
 
     def without_key(self, text: str) -> str:
         """Return text, of a server say, with *** where it holds the key."""

@@ -72,6 +72,16 @@ class Spread:
     replicas: int | None = None
     write_consistency: int | None = None
 
+    def __post_init__(self) -> None:
+        for key, value in asdict(self).items():
+            if value is not None and value < 1:
+                raise UsageError(f"{key.replace('_', ' ')} is {value}; expected 1 or more")
+        if (self.write_consistency or 1) > (self.replicas or self.write_consistency or 1):
+            raise UsageError(
+                f"a write cannot be on {self.write_consistency} of {self.replicas} replicas; "
+                "lower the write consistency or add replicas"
+            )
+
 
 ANY_SPREAD = Spread()
 

@@ -409,6 +409,25 @@ class EdgeStore(Store):
                 os.close(self._lock_file)
                 self._lock_file = None
 
+    def locked(self) -> bool:
+        """Whether another process writes now. Takes the lock for an instant, so it is not for a loop."""
+        try:
+            with open(self.path / "lock", "rb") as file:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
+
+    def room(self) -> tuple[int, int]:
+        """Return how many bytes are free, and how many a collection like the largest one needs."""
+        specs = [self.metadata(name) for name in self.collections()]
+        needed = max((_expected_bytes(found.count, found.spec) for found in specs), default=0)
+        return shutil.disk_usage(self.path).free, needed
+
     def _acquire(self) -> None:
         import fcntl  # POSIX alone; reading works without it
 

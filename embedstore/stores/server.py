@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
@@ -23,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import MovieId
-from embedstore.errors import NotFoundError, StoreError, StoreUnreachableError
-from embedstore.stores.base import NO_FILTERS, Filters, Hit, Promotion, Query, Store
+from embedstore.errors import NotFoundError, StoreError, StoreUnreachableError, UsageError
+from embedstore.stores.base import NO_FILTERS, Filters, Hit, Peer, Promotion, Query, Replica, Store
 from embedstore.stores.bulk import GrpcBulk
 from embedstore.stores.connection import NO_KEY, Connection, endpoints_of
 from embedstore.stores.contract import (
@@ -35,14 +34,15 @@ from embedstore.stores.contract import (
     PointBatch,
     PointId,
     SearchIndex,
+    Spread,
     check_batch,
     point_id,
     rows_of,
     valid_alias,
 )
-from embedstore.stores.rest import ConflictError, RestClient
+from embedstore.stores.rest import ConflictError, ForbiddenError, RestClient
 
-__all__ = ["Replica", "ServerStore"]
+__all__ = ["ServerStore"]
 
 OLDEST_SERVER = (1, 17, 1)
 _PROMOTIONS_KEPT = 100
@@ -50,17 +50,10 @@ _PROMOTIONS = "promotions"  # in the metadata: [{"alias", "at"}, ...], oldest fi
 _NAME = re.compile(r"[^/\\\0<>:\"|?*]{1,250}")
 _IN_FLIGHT = 2
 _READY_SECONDS = 3600.0
+_SETTLE_SECONDS = 30.0  # for the nodes of a cluster to agree
+_PEER_SECONDS = 5  # for one of them to answer another
 _BATCH_QUERIES = 64
 _COMPARISONS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
-
-
-@dataclass(frozen=True)
-class Replica:
-    """One copy of a shard of a collection. state: Active where all is well."""
-
-    peer: int
-    shard: int
-    state: str
 
 
 class ServerStore(Store):
@@ -128,6 +121,7 @@ class ServerStore(Store):
             if self.metadata(name).state == "sealed":
                 raise StoreError(f"collection {name!r} exists and is sealed; use revise to change it")
             self._rest.request("DELETE", _path(name))
+        self._check_spread(spec.spread)
         content = {**metadata.to_dict(), "state": "building"}
         with suppress(ConflictError):  # the answer to an earlier try was lost
             self._rest.request("PUT", _path(name), _creation(spec, content))
@@ -236,6 +230,12 @@ class ServerStore(Store):
         self._land()
         self.set_metadata(name, Metadata(**{**metadata.to_dict(), "state": "sealed"}))
         self._revising.discard(name)
+        # A node asks another one for the shards that it lacks, and that one may learn of it later.
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while self.metadata(name).state != "sealed":
+            if time.monotonic() > deadline:
+                raise StoreError(f"collection {name!r} does not become sealed; look at the cluster's nodes")
+            time.sleep(0.02)
 
     def drop(self, name: str) -> None:
         self.metadata(name)
@@ -246,13 +246,6 @@ class ServerStore(Store):
             )
         self._forget(name)
         self._rest.request("DELETE", _path(name))
-
-    def replicas(self, name: str) -> list[Replica]:
-        """Return the copies of every shard; a single one for a server that is no cluster."""
-        found = self._ask("GET", name, "cluster")
-        here = [Replica(found["peer_id"], part["shard_id"], part["state"]) for part in found["local_shards"]]
-        there = [Replica(part["peer_id"], part["shard_id"], part["state"]) for part in found["remote_shards"]]
-        return sorted(here + there, key=lambda replica: (replica.shard, replica.peer))
 
     # Aliases
 
@@ -353,30 +346,51 @@ class ServerStore(Store):
                 with suppress(StoreError):
                     self._land()
 
-    # What doctor and status ask
+    # The nodes
+
+    def peers(self) -> Sequence[Peer]:
+        try:
+            if self._rest.get("/cluster")["status"] != "enabled":
+                return ()
+        except ForbiddenError:  # a token for one alias
+            return ()
+        found = self._rest.get(f"/cluster/telemetry?timeout={_PEER_SECONDS}")["cluster"]["peers"]
+        peers = [Peer(int(peer), info["uri"], bool(info["responsive"])) for peer, info in found.items()]
+        return sorted(peers, key=lambda peer: peer.id)
+
+    def replicas(self, name: str) -> Sequence[Replica]:
+        found = self._ask("GET", name, "cluster")
+        here = [Replica(found["peer_id"], part["shard_id"], part["state"]) for part in found["local_shards"]]
+        there = [Replica(part["peer_id"], part["shard_id"], part["state"]) for part in found["remote_shards"]]
+        return sorted(here + there, key=lambda replica: (replica.shard, replica.peer))
+
+    def silent_nodes(self) -> list[str]:
+        """Return a sentence for each node that location names and that gives no answer now."""
+        return self._rest.silent_nodes()
 
     def bulk_way(self) -> str:
         """Return how many points travel, gRPC or REST, and why."""
         self._bulk_client()
         return str(self._bulk_reason)
 
-    def peers(self) -> dict[int, str]:
-        """Return the nodes of a cluster and their addresses among themselves; none for a single server."""
-        found = self._rest.get("/cluster")
-        return {int(peer): info["uri"] for peer, info in found.get("peers", {}).items()}
-
     def clock_skew(self) -> float | None:
         """Return how many seconds the server's clock is ahead of ours, None where it does not tell."""
         return self._rest.clock_skew()
 
-    def may_write(self) -> bool | None:
-        """Return whether the key may write; None where the server keeps it to itself."""
+    def may_write(self) -> bool:
+        """Return whether the key may write, by asking to change a collection that is not there.
+
+        Rights are looked at first, then the collection, so that no key changes anything.
+        """
+        path = _path("embedstore-asks-for-its-rights", "cluster")
         try:
-            self._rest.request("POST", "/collections/aliases", {"actions": []})
+            self._rest.request("POST", path, {"drop_sharding_key": {"shard_key": "none"}})
+        except ForbiddenError:
+            return False
         except StoreUnreachableError:
-            return None
-        except StoreError as error:
-            return False if "403" in str(error) else None
+            raise
+        except (NotFoundError, StoreError):  # allowed, but there is no such collection, or no cluster
+            return True
         return True
 
     # Requests
@@ -453,6 +467,17 @@ class ServerStore(Store):
                 )
         return found
 
+    def _check_spread(self, spread: Spread) -> None:
+        """Raise UsageError for more copies than nodes, of which a server would make fewer in silence."""
+        if spread.replicas is None:
+            return
+        nodes = len(self._rest.get("/cluster").get("peers", ())) or 1
+        if spread.replicas > nodes:
+            raise UsageError(
+                f"{spread.replicas} replicas need as many nodes, store {self.location} has {nodes}; "
+                "add nodes or lower --replicas"
+            )
+
     def _writable(self, name: str) -> Metadata:
         metadata = self.metadata(name)
         if metadata.state == "sealed" and name not in self._revising:
@@ -482,7 +507,7 @@ class ServerStore(Store):
         if self._bulk_reason is None:
             try:
                 self._bulk = GrpcBulk(self._endpoints, self._connection)
-                self._bulk_reason = f"gRPC, port {self._endpoints[0].grpc_port} answers"
+                self._bulk_reason = f"gRPC, {self._bulk.way}"
             except StoreUnreachableError as error:
                 self._bulk_reason = f"REST, {error}"
         return self._bulk

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from embedstore.errors import EmbedstoreError, NotFoundError
-from embedstore.stores.base import Promotion, Store
+from embedstore.stores.base import Promotion, Replica, Store
 from embedstore.stores.contract import collection_name
 
 __all__ = ["Status", "promote_run", "rollback", "status"]
@@ -17,6 +18,7 @@ class Status:
     """One collection, and the aliases that name it. Ages are in seconds; problem is None where all is well.
 
     count: the points that it should have; points: those that it has, None where it cannot be read.
+    replicas: none where the store is no cluster.
     """
 
     collection: str
@@ -31,6 +33,7 @@ class Status:
     age_seconds: float | None
     promoted_at: str | None
     problem: str | None = None
+    replicas: Sequence[Replica] = ()
 
 
 def status(store: Store, *, now: datetime | None = None) -> list[Status]:
@@ -40,9 +43,12 @@ def status(store: Store, *, now: datetime | None = None) -> list[Status]:
     named = [name for name in dict.fromkeys(aliases.values()) if name in ours or not store.exists(name)]
     names = named + [name for name in ours if name not in named]
     moment = now or datetime.now(UTC)
-    return [
+    found = [
         _status_of(store, name, tuple(a for a, n in aliases.items() if n == name), moment) for name in names
     ]
+    if not store.peers():
+        return found
+    return [replace(line, replicas=store.replicas(line.collection)) for line in found]
 
 
 def promote_run(store: Store, run_id: str, *, alias: str = "movies") -> bool:

@@ -16,7 +16,7 @@ from embedstore.stores import bulk, rest
 from embedstore.stores.bulk import GrpcBulk
 from embedstore.stores.connection import Connection, Endpoint, Secret, endpoints_of
 from embedstore.stores.contract import PointBatch, points
-from embedstore.stores.rest import ConflictError, OverloadedError
+from embedstore.stores.rest import ConflictError, ForbiddenError, OverloadedError, UnknownKeyError
 from embedstore.stores.server import ServerStore
 from tests.builders import tiny_run
 from tests.scripted import QDRANT, GrpcServer, HttpServer, answer, everything_about, refuse
@@ -57,8 +57,8 @@ def client(*ports: int) -> Iterator[GrpcBulk]:
 
 
 AT_ONCE: list[tuple[str, type[Exception], str]] = [
-    ("UNAUTHENTICATED", StoreError, "refuses the key, or asks for one (401: no)"),
-    ("PERMISSION_DENIED", StoreError, "does not allow this (403: no)"),
+    ("UNAUTHENTICATED", UnknownKeyError, "refuses the key, or asks for one (401: no)"),
+    ("PERMISSION_DENIED", ForbiddenError, "does not allow this (403: no)"),
     ("NOT_FOUND", NotFoundError, "no; list what is there"),
     ("ALREADY_EXISTS", ConflictError, "no"),
     ("INVALID_ARGUMENT", StoreError, "refuses the request (400: no)"),
@@ -154,6 +154,15 @@ def test_the_next_node_takes_over(batch: PointBatch, pauses: list[float]) -> Non
             for _ in range(3):
                 asked.upsert("movies", batch)
         assert (len(dying.calls), len(other.calls)) == (1, 3)
+
+
+def test_a_first_node_that_is_away_does_not_send_points_by_rest(
+    batch: PointBatch, pauses: list[float]
+) -> None:
+    with GrpcServer(accept) as server, client(9, server.port) as asked:
+        asked.upsert("movies", batch)
+        assert asked.way == f"port {server.port} of 127.0.0.1 answers"
+    assert pauses == []
 
 
 def test_a_port_that_is_not_of_grpc_is_told(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,14 @@ import pytest
 from embedstore.errors import NotFoundError, StoreError, StoreUnreachableError
 from embedstore.stores import rest
 from embedstore.stores.connection import Connection, Secret, endpoints_of
-from embedstore.stores.rest import ConflictError, OverloadedError, RestClient, seconds_of
+from embedstore.stores.rest import (
+    ConflictError,
+    ForbiddenError,
+    OverloadedError,
+    RestClient,
+    UnknownKeyError,
+    seconds_of,
+)
 from embedstore.stores.server import ServerStore
 from tests.scripted import (
     HTML,
@@ -56,11 +63,16 @@ def ask(script: Sequence[Act]) -> tuple[object, int]:
 
 
 AT_ONCE: list[tuple[str, Act, type[StoreError | NotFoundError], str]] = [
-    ("wrong key", answer(401, "Invalid API key", content_type="text/plain"), StoreError, "refuses the key"),
+    (
+        "wrong key",
+        answer(401, "Invalid API key", content_type="text/plain"),
+        UnknownKeyError,
+        "refuses the key",
+    ),
     (
         "no right",
         answer(403, {"status": {"error": "Forbidden"}}),
-        StoreError,
+        ForbiddenError,
         "does not allow this (403: Forb",
     ),
     ("not there", answer(404, {"status": {"error": "Not found: x"}}), NotFoundError, "Not found: x"),
@@ -210,7 +222,7 @@ def test_a_node_that_answers_is_quoted_rather_than_one_that_is_away(pauses: list
     with (
         HttpServer(answer(500, "no quorum")) as server,
         client("http://127.0.0.1:9", server.url, "http://127.0.0.1:9") as asked,
-        pytest.raises(StoreUnreachableError, match="500: .*no quorum"),
+        pytest.raises(StoreUnreachableError, match=r"500: .*no quorum"),
     ):
         asked.get("/x", patient=False)
 

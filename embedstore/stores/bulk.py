@@ -53,8 +53,11 @@ class GrpcBulk:
     """
 
     def __init__(self, endpoints: Sequence[Endpoint], connection: Connection) -> None:
-        import grpc
-        from qdrant_client import grpc as messages
+        try:
+            import grpc
+            from qdrant_client import grpc as messages
+        except ModuleNotFoundError as error:
+            raise StoreUnreachableError(f"{error.name} is not installed") from None
 
         self._grpc: Any = grpc
         self._messages: Any = messages

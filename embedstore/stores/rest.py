@@ -7,7 +7,6 @@ a test sends every request of the store through qdrant-client's own models.
 from __future__ import annotations
 
 import json
-import random
 import re
 import ssl
 import time
@@ -16,6 +15,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeVar
 
 import httpx
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
+from tenacity.wait import wait_random_exponential
 
 from embedstore.errors import NotFoundError, StoreError, StoreUnreachableError, UsageError
 from embedstore.stores.connection import Connection, Endpoint
@@ -183,7 +184,7 @@ class RestClient:
         kind = answer.headers.get("content-type", "no content type")
         if answer.is_success or (content is None and "html" in kind):
             problem = (
-                f"store {url} answers {method} with {status} and {kind}, not as Qdrant does; "
+                f"store {url} answers {answer.request.method} with {status} and {kind}, not as Qdrant does; "
                 "is a proxy before the server, or another service on that port?"
             )
             raise OverloadedError(problem) if status >= 500 else StoreUnreachableError(problem)
@@ -205,20 +206,24 @@ class _KeyAuth(httpx.Auth):
 def persistently(send: Callable[[], T]) -> T:
     """Return what send returns; where the server is away or overloaded, ask again after growing pauses.
 
-    They are drawn at random, so that not all clients return at once, and no shorter than the server asks
-    for. Raises the last error after half a minute of them, any error but OverloadedError at once.
+    They are random, so that not all clients return at once, and no shorter than the server asks for.
+    Raises the last error after some twenty seconds of them, any error but OverloadedError at once.
     """
-    failures = 0
-    while True:
-        try:
-            return send()
-        except OverloadedError as error:
-            failures += 1
-            asked = error.retry_after or 0.0
-            if failures == _TRIES or asked > _LONGEST_ASKED:
-                raise
-        step = min(2.0**failures / 4, _LONGEST_PAUSE)
-        time.sleep(asked + random.uniform(step / 2, step))  # noqa: S311 - no secret
+    backoff = wait_random_exponential(multiplier=0.5, max=_LONGEST_PAUSE)
+    enough = stop_after_attempt(_TRIES)
+    retrying = Retrying(
+        retry=retry_if_exception_type(OverloadedError),
+        wait=lambda state: backoff(state) + _asked(state),
+        stop=lambda state: enough(state) or _asked(state) > _LONGEST_ASKED,
+        reraise=True,
+    )
+    return retrying(send)
+
+
+def _asked(state: RetryCallState) -> float:
+    """Return how many seconds the server asked to wait."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    return (error.retry_after or 0.0) if isinstance(error, OverloadedError) else 0.0
 
 
 def refusal(url: str, status: int, said: str, retry_after: float | None = None) -> StoreError | NotFoundError:

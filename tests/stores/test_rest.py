@@ -164,7 +164,7 @@ def test_pauses_grow_and_are_random(pauses: list[float]) -> None:
             ask([answer(503, "")])
     first, second = pauses[:7], pauses[7:]
     for pause, longest in zip(first, [0.5, 1, 2, 4, 8, 10, 10], strict=True):
-        assert longest / 2 <= pause <= longest
+        assert 0 <= pause <= longest
     assert first != second
 
 

@@ -49,7 +49,7 @@ class _Node(NamedTuple):
 class GrpcBulk:
     """Upserts and scrolls over the gRPC ports of one or several nodes.
 
-    The constructor raises StoreUnreachableError where no port answers as Qdrant.
+    The constructor raises StoreUnreachableError where no port answers as Qdrant, or qdrant-client is missing.
     """
 
     def __init__(self, endpoints: Sequence[Endpoint], connection: Connection) -> None:

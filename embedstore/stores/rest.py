@@ -171,7 +171,7 @@ class RestClient:
         raise problem
 
     def _content(self, answer: httpx.Response, node: Endpoint) -> Any:
-        method, url, status = answer.request.method, node.url, answer.status_code
+        url, status = node.url, answer.status_code
         try:
             content = answer.json()
         except (ValueError, RecursionError):

@@ -168,12 +168,13 @@ def test_pauses_grow_and_are_random(pauses: list[float]) -> None:
     assert first != second
 
 
-@pytest.mark.parametrize("asked", ["3", "2.5", formatdate(time.time() + 200, usegmt=True)])
-def test_a_pause_is_at_least_what_the_server_asks_for(asked: str, pauses: list[float]) -> None:
-    assert ask([answer(429, "", retry_after=asked), OK]) == (7, 2)
-    wanted = seconds_of(asked)
-    assert wanted is not None
-    assert pauses[0] > wanted > 2
+def test_a_pause_is_at_least_what_the_server_asks_for(pauses: list[float]) -> None:
+    in_100_seconds = formatdate(time.time() + 100, usegmt=True)
+    script = [answer(429, "", retry_after=asked) for asked in ("3", "2.5", in_100_seconds)]
+    assert ask([*script, OK]) == (7, 4)
+    assert pauses[0] > 3
+    assert pauses[1] > 2.5
+    assert pauses[2] > 90
 
 
 def test_retry_after_that_says_nothing(pauses: list[float]) -> None:
@@ -265,14 +266,13 @@ def test_plain_http_where_tls_was_expected(pauses: list[float]) -> None:
         asked.get("/x", patient=False)
 
 
-@pytest.mark.parametrize(
-    ("date", "skew"),
-    [(formatdate(time.time() + 3600, usegmt=True), 3600), ("yesterday", None), ("", None)],
-)
-def test_the_clock_of_the_server(date: str, skew: float | None, pauses: list[float]) -> None:
-    with HttpServer(answer(content={"version": "1"}, date=date)) as server, client(server.url) as asked:
-        found = asked.clock_skew()
-    assert found is None if skew is None else found == pytest.approx(skew, abs=60)
+def test_the_clock_of_the_server(pauses: list[float]) -> None:
+    dates = (formatdate(time.time() + 3600, usegmt=True), "yesterday", "")
+    script = [answer(content={"version": "1"}, date=date) for date in dates]
+    with HttpServer(*script) as server, client(server.url) as asked:
+        assert asked.clock_skew() == pytest.approx(3600, abs=60)
+        assert asked.clock_skew() is None
+        assert asked.clock_skew() is None
 
 
 def test_a_server_that_is_too_old_or_none(pauses: list[float]) -> None:

@@ -114,16 +114,15 @@ def connection() -> Connection:
 def open_store_at(location: str, *, create: bool = False, patient: bool = True) -> Store:
     """Open the store that --store names, a server with the key and certificates of the current command.
 
-    The connection to a server ends with the command; patient asks a server again that is away.
-
-    Raises what open_store and connection raise.
+    The connection to a server ends with the command. patient asks a server again that is away. Raises what
+    open_store and connection raise.
     """
     from embedstore.stores.base import open_store
     from embedstore.stores.connection import is_url
 
     if is_url(location):
-        store = open_store(location, connection=replace(connection(), patient=patient))
-        return click.get_current_context().with_resource(store)
+        how = replace(connection(), patient=patient)
+        return click.get_current_context().with_resource(open_store(location, connection=how))
     return open_store(location, create=create)
 
 

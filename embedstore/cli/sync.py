@@ -140,7 +140,7 @@ def status(store_location: str, *, as_json: bool) -> None:
     """Show every collection: its alias, run, state, number of points and age; of a server, its nodes too."""
     from embedstore.sync import status as status_of
 
-    with open_store_at(store_location) as store:
+    with open_store_at(store_location, patient=False) as store:
         found, peers, version = status_of(store), store.peers(), store.version
     if as_json:
         nodes = [asdict(peer) for peer in peers]

@@ -279,7 +279,7 @@ class Store(ABC):
         """Hold the writer lock. Raises StoreLockedError where another process holds it."""
 
     def peers(self) -> Sequence[Peer]:
-        """Return the nodes of a cluster, in ascending order of their id; none where it is none."""
+        """Return the nodes of a cluster, by ascending id; none where it is none, or hidden from the key."""
         return ()
 
     def replicas(self, name: str) -> Sequence[Replica]:

@@ -150,7 +150,7 @@ class RestClient:
 
     def clock_skew(self) -> float | None:
         """Return how many seconds the server's clock is ahead of ours, None where it does not tell."""
-        date = _moment(self._nodes.ask(lambda node: self._send(node, "GET", "/").headers.get("date")))
+        date = _moment(self._nodes.ask(lambda node: self._send(node, "GET", "/")).headers.get("date"))
         return None if date is None else date + _HALF_A_SECOND - time.time()
 
     def silent_nodes(self) -> list[str]:
@@ -167,7 +167,8 @@ class RestClient:
         try:
             return self._http.request(method, node.url + path, json=body)
         except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:  # the last: no host name
-            raise NoAnswerError(_why_no_answer(node, error)) from error
+            problem = NoAnswerError(_why_no_answer(node, error))
+        raise problem
 
     def _content(self, answer: httpx.Response, node: Endpoint) -> Any:
         url, status = node.url, answer.status_code

@@ -40,7 +40,7 @@ from embedstore.stores.contract import (
     rows_of,
     valid_alias,
 )
-from embedstore.stores.rest import ConflictError, ForbiddenError, RestClient
+from embedstore.stores.rest import ConflictError, ForbiddenError, OverloadedError, RestClient
 
 __all__ = ["ServerStore"]
 
@@ -48,6 +48,7 @@ OLDEST_SERVER = (1, 17, 1)
 _PROMOTIONS_KEPT = 100
 _PROMOTIONS = "promotions"  # in the metadata: [{"alias", "at"}, ...], oldest first
 _NAME = re.compile(r"[^/\\\0<>:\"|?*]{1,250}")
+_OUR_NAME = re.compile(r".+__\d{8}t\d{6}-[0-9a-f]{4}")  # ALIAS__RUN
 _IN_FLIGHT = 2
 _READY_SECONDS = 3600.0
 _SETTLE_SECONDS = 30.0  # for the nodes of a cluster to agree
@@ -278,12 +279,11 @@ class ServerStore(Store):
         target = self.aliases().get(valid_alias(alias))
         if target is None:
             return []
-        flips = [
-            Promotion(name, str(content.get("run_id")), at)
-            for name in self._all_names()
-            for content in [self._metadata_of(name) or {}]
-            for at in _noted(content, alias)
-        ]
+        flips: list[Promotion] = []
+        for name in self._all_names():
+            with suppress(OverloadedError):  # what has lost its last replica cannot be returned to either
+                content = self._metadata_of(name) or {}
+                flips += [Promotion(name, str(content.get("run_id")), at) for at in _noted(content, alias)]
         flips.sort(key=lambda flip: flip.at)
         if not flips or flips[-1].collection != target:
             flips.append(Promotion(target, self.metadata(target).run_id, ""))
@@ -349,7 +349,10 @@ class ServerStore(Store):
     # The nodes
 
     def peers(self) -> Sequence[Peer]:
-        if self._rest.get("/cluster")["status"] != "enabled":
+        try:
+            if self._rest.get("/cluster")["status"] != "enabled":
+                return ()
+        except ForbiddenError:  # a token for one alias
             return ()
         found = self._rest.get(f"/cluster/telemetry?timeout={_PEER_SECONDS}")["cluster"]["peers"]
         peers = [Peer(int(peer), info["uri"], bool(info["responsive"])) for peer, info in found.items()]
@@ -432,15 +435,21 @@ class ServerStore(Store):
         return [entry["name"] for entry in self._rest.get("/collections")["collections"]]
 
     def _metadata_of(self, name: str) -> Mapping[str, Any] | None:
-        """Return the raw metadata of a collection; None where it has none, or is gone by now."""
+        """Return the raw metadata of a collection; None where it has none, or is gone by now.
+
+        Raises OverloadedError at once where it cannot be read, as when its only replica is away.
+        """
         try:
-            content = self._info(name)["config"].get("metadata")
+            content = self._rest.get(_path(name), patient=False)["config"].get("metadata")
         except NotFoundError:
             return None
         return content if isinstance(content, dict) else None
 
     def _is_ours(self, name: str) -> bool:
-        content = self._metadata_of(name)
+        try:
+            content = self._metadata_of(name)
+        except OverloadedError:
+            return _OUR_NAME.fullmatch(name) is not None  # nothing else tells
         return content is not None and "schema" in content and "run_id" in content
 
     def _metadata_in(self, info: Mapping[str, Any], name: str) -> Metadata:
@@ -492,7 +501,7 @@ class ServerStore(Store):
         now = datetime.now(UTC)
         if flips and flips[-1].at:  # clocks of several machines differ; the order of flips does not
             now = max(now, datetime.fromisoformat(flips[-1].at) + timedelta(microseconds=1))
-        noted = (self._metadata_of(name) or {}).get(_PROMOTIONS)
+        noted = (self._info(name)["config"].get("metadata") or {}).get(_PROMOTIONS)
         kept = noted if isinstance(noted, list) else []
         flip = {"alias": alias, "at": now.isoformat(timespec="microseconds")}
         content = {_PROMOTIONS: [*kept, flip][-_PROMOTIONS_KEPT:]}

@@ -156,6 +156,15 @@ def test_the_next_node_takes_over(batch: PointBatch, pauses: list[float]) -> Non
         assert (len(dying.calls), len(other.calls)) == (1, 3)
 
 
+def test_a_first_node_that_is_away_does_not_send_points_by_rest(
+    batch: PointBatch, pauses: list[float]
+) -> None:
+    with GrpcServer(accept) as server, client(9, server.port) as asked:
+        asked.upsert("movies", batch)
+        assert asked.way == f"port {server.port} of 127.0.0.1 answers"
+    assert pauses == []
+
+
 def test_a_port_that_is_not_of_grpc_is_told(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk, "_PROBE_SECONDS", 0.5)
     for script in (QDRANT, answer(502)):

@@ -20,9 +20,10 @@ from embedstore.data.features import MovieId
 from embedstore.errors import EmbedstoreError, UsageError
 from embedstore.query.recommend import live_collection, recommend
 from embedstore.runs.run import Run
+from embedstore.stores.connection import Connection
 from embedstore.stores.contract import Spread, collection_name
 from embedstore.stores.server import ServerStore
-from embedstore.sync import Progress, promote_run, status, sync, verify
+from embedstore.sync import Progress, promote_run, rollback, status, sync, verify
 from embedstore.sync.doctor import doctor
 from tests.builders import tiny_run
 from tests.cluster import Cluster, running_cluster
@@ -248,6 +249,27 @@ def test_several_urls_outlive_the_node_that_is_used(
     with ServerStore(urls) as store:
         assert [found for found in doctor(store, []) if found.level == "problem"] == []
     verify_on_every_node(cluster, run)
+
+
+def test_a_collection_without_its_only_copy_stands_in_the_way_of_no_other(
+    cluster: Cluster, runs: list[Run], tmp_path: Path
+) -> None:
+    lost, victim = new_run(tmp_path), cluster.follower
+    name, others = collection_name("films", lost.run_id), cluster.others(victim)
+    with ServerStore(others[0]) as store:
+        sync(lost, store, alias="films", spread=Spread(shards=3, replicas=1))
+    with cluster.down(victim, name):
+        victim.kill()
+        with ServerStore(others[0]) as store:
+            promote_run(store, runs[1].run_id)
+            assert rollback(store).run_id == runs[0].run_id
+            assert name in store.collections()
+        with ServerStore(others[0], Connection(patient=False)) as store:
+            problems = {line.collection: line.problem for line in status(store) if line.problem}
+            assert "read operations failed" in problems.pop(name)
+            assert problems == {}
+    with ServerStore(others[0]) as store:
+        assert verify(store, name, lost).count == MOVIES
 
 
 def test_more_replicas_than_nodes_are_refused(cluster: Cluster, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from embedstore.stores.base import Hit
 from embedstore.stores.contract import (
     SCHEMA_VERSION,
     Metadata,
+    Spread,
     collection_name,
     payload,
     point_id,
@@ -117,6 +118,19 @@ def test_points_of_schema_1_are_written_and_read_for_ever(stored: Any) -> None:
                 1, content["movie_id"], 0.5, content["title"], content["year"], tuple(content["genres"])
             )
         ]
+
+
+@pytest.mark.parametrize(
+    ("spread", "sentence"),
+    [
+        ({"shards": 0}, "shards is 0; expected 1 or more"),
+        ({"replicas": -1}, "replicas is -1; expected 1 or more"),
+        ({"replicas": 2, "write_consistency": 3}, "a write cannot be on 3 of 2 replicas"),
+    ],
+)
+def test_a_spread_that_cannot_be_is_refused(spread: dict[str, int], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        Spread(**spread)
 
 
 @pytest.mark.parametrize("additive", [True, False])

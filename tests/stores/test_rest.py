@@ -219,6 +219,25 @@ def test_the_next_node_answers_without_a_pause(pauses: list[float]) -> None:
     assert pauses == []
 
 
+def test_a_node_that_answers_is_quoted_rather_than_one_that_is_away(pauses: list[float]) -> None:
+    with (
+        HttpServer(answer(500, "no quorum")) as server,
+        client("http://127.0.0.1:9", server.url, "http://127.0.0.1:9") as asked,
+        pytest.raises(StoreUnreachableError, match=r"500: .*no quorum"),
+    ):
+        asked.get("/x", patient=False)
+
+
+def test_an_overloaded_node_is_passed_by(pauses: list[float]) -> None:
+    with (
+        HttpServer(answer(503, "busy")) as busy,
+        HttpServer(OK) as server,
+        client(busy.url, server.url) as asked,
+    ):
+        assert asked.get("/x") == 7
+    assert pauses == []
+
+
 def test_a_dead_server_and_an_unknown_name_are_told_apart(pauses: list[float]) -> None:
     for url, advice in [
         ("http://127.0.0.1:9", "start the server or correct --store"),

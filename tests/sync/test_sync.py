@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedstore.errors import NotFoundError, StoreError, VerificationError
+from embedstore.errors import NotFoundError, StoreError, UsageError, VerificationError
 from embedstore.runs.run import Run
 from embedstore.stores.base import open_store
+from embedstore.stores.contract import Spread
 from embedstore.sync import plan, rollback, status, sync, verify
 from tests.builders import tiny_run
 
@@ -35,6 +36,14 @@ def foreign(folder: Path, *, delete: list[int], retitle: list[int]) -> None:
         shard.update(edge.UpdateOperation.set_payload(list(retitle), {"title": "another"}))
     shard.flush()
     shard.close()
+
+
+def test_a_folder_has_neither_shards_nor_replicas(tmp_path: Path, run: Run) -> None:
+    with (
+        open_store(tmp_path / "store", create=True) as store,
+        pytest.raises(UsageError, match="an embedded store has neither shards nor replicas"),
+    ):
+        sync(run, store, spread=Spread(shards=2))
 
 
 def test_sync_then_plan_status_and_verify_agree(tmp_path: Path, run: Run) -> None:

@@ -149,7 +149,9 @@ def status(store_location: str, *, as_json: bool) -> None:
     if version is not None:
         click.echo(f"Qdrant {version}" + (f", {_nodes_in_words(peers)}" if peers else ""))
     if not found:
-        click.echo(f"no collection in {escape(store_location)}; make one with `embedstore sync`", err=True)
+        hidden = "" if version is None else " that this key may list (a token for one alias lists none)"
+        text = f"no collection{hidden} in {escape(store_location)}; make one with `embedstore sync`"
+        click.echo(text, err=True)
         return
     print_table(
         [

@@ -168,7 +168,7 @@ class RestClient:
             return self._http.request(method, node.url + path, json=body)
         except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:  # the last: no host name
             problem = NoAnswerError(_why_no_answer(node, error))
-        raise problem
+        raise problem  # without the error as its context, in whose frames the key is
 
     def _content(self, answer: httpx.Response, node: Endpoint) -> Any:
         url, status = node.url, answer.status_code
@@ -179,7 +179,7 @@ class RestClient:
         if answer.is_success and isinstance(content, dict) and content.keys() & {"result", "version"}:
             return content.get("result", content)
         if answer.has_redirect_location:  # never followed, since the key would go along
-            target = answer.headers["location"][:_MENTIONED]
+            target = self._connection.without_key(answer.headers["location"])[:_MENTIONED]
             raise StoreError(f"store {url} redirects to {target} ({status}); give that place to --store")
         kind = answer.headers.get("content-type", "no content type")
         if answer.is_success or (content is None and "html" in kind):

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
-from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
+from embedstore.cli.settings import alias_option, connection, open_store_at, runs_option, store_option
 from embedstore.cli.sync import no_promote_option, print_report, progress_line
+from embedstore.errors import UsageError
+from embedstore.stores.connection import is_url
 
 __all__ = ["copy"]
 
@@ -35,11 +37,16 @@ def copy(
 
     RUN is a run id, a unique beginning of one, `@movies`, the name of an alias or of a collection of
     --store. Its folder is not needed. What is written is read back and compared, as by `sync`, and the
-    same command carries on after an interruption. An API key is for whichever of the two is a server.
+    same command carries on after an interruption. An API key is for whichever of the two is a server;
+    from one server to another, go by way of a folder.
     """
     from embedstore.sync import copy as copy_collection
     from embedstore.sync import find_collection
 
+    if is_url(store_location) and is_url(target_location) and connection().api_key is not None:
+        raise UsageError(
+            "the API key of one server would be sent to the other; copy to a folder, then from there"
+        )
     started = time.perf_counter()
     with open_store_at(store_location) as source:
         find_collection(

@@ -109,7 +109,7 @@ class ServerStore(Store):
         if known is not None:
             return known
         found = self._metadata_in(self._info(name), name)
-        if found.state == "sealed" and name == f"{name.rpartition('__')[0]}__{found.run_id}":
+        if found.state == "sealed" and name.endswith(f"__{found.run_id}"):
             self._sealed[name] = found  # an alias may name another collection in a moment: never kept
         return found
 

@@ -62,6 +62,9 @@ EVERY_COMMAND = [
     ["rollback"],
     ["runs", "show", "@movies"],
     ["runs", "rm", RUN],
+    ["runs", "restore"],
+    ["contract"],
+    ["copy", RUN, "--to", "folder"],
 ]
 DEAD = "http://127.0.0.1:9"
 
@@ -208,6 +211,14 @@ CASES = [
         (),
         {},
         write("key", KEY),
+    ),
+    Case(
+        "a key for two servers",
+        ["copy", RUN, "--store", DEAD, "--to", "http://127.0.0.1:8"],
+        2,
+        "would be sent to the other",
+        (),
+        WITH_KEY,
     ),
     Case(
         "a key with blanks", at(DEAD), 2, "characters that a key cannot have", (), {VARIABLE: f"{KEY} {KEY}"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -20,6 +20,7 @@ Level = Literal["problem", "warning", "note", "ok"]
 
 _STALE_SECONDS = 15 * 60.0  # a sync notes that it lives every ten seconds, but not while an index is built
 _SKEW_SECONDS = 5.0
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,7 @@ def _collections(store: Store, run_ids: Collection[str], now: datetime) -> Itera
         yield Finding("collections", "ok", f"{len(lines)}, all sealed and counted{replicas}")
     strange = [line.collection for line in lines if line.run_id and line.run_id not in run_ids]
     if strange:
-        shown = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
-        text = f"no run at hand for {len(strange)} of {len(lines)} collections: {shown}"
+        text = f"no run at hand for {len(strange)} of {len(lines)} collections: {_first(strange)}"
         yield Finding("runs", "note", text, "`query --user` and `verify` need the run: look at --runs")
 
 
@@ -203,13 +203,18 @@ def _state(store: Store, line: Status, now: datetime) -> Iterator[Finding]:
 def _replicas(line: Status) -> Iterator[Finding]:
     lost = [replica for replica in line.replicas if replica.state != "Active"]
     if lost:
-        what = ", ".join(f"shard {part.shard} on {part.peer}: {part.state}" for part in lost)
+        what = _first(f"shard {part.shard} on {part.peer}: {part.state}" for part in lost)
         yield Finding(
             "replicas",
             "problem",
             f"{line.collection}: {len(lost)} of {len(line.replicas)} not Active ({what})",
             "wait while a node recovers; start one that is down",
         )
+
+
+def _first(texts: Iterable[str]) -> str:
+    shown = list(texts)
+    return ", ".join(shown[:_SHOWN]) + (", ..." if len(shown) > _SHOWN else "")
 
 
 def _seconds_since(moment: str, now: datetime) -> float | None:

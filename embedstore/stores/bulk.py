@@ -7,7 +7,11 @@ read that way, a vector never becomes a list of Python floats.
 from __future__ import annotations
 
 import ssl
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,7 +26,13 @@ __all__ = ["GrpcBulk"]
 
 _SECONDS = 60.0
 _PROBE_SECONDS = 2.0
-_RECONNECT_MS = 2000  # else a node that returns is looked for every two minutes
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # Nothing is compressed: vectors hardly shrink, and the server would spend most of its time on it.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+    ("grpc.max_reconnect_backoff_ms", 2000),  # else a node that returns is looked for every two minutes
+]
 _FLOATS = 0x0A  # field 1, length-delimited
 _STATUS = {  # of HTTP, so that both ways lead to the same sentences
     "UNAUTHENTICATED": 401,
@@ -55,12 +65,11 @@ class GrpcBulk:
     def __init__(self, endpoints: Sequence[Endpoint], connection: Connection) -> None:
         try:
             import grpc
-            from qdrant_client import grpc as messages
-        except ModuleNotFoundError as error:
-            raise StoreUnreachableError(f"{error.name} is not installed") from None
+        except ModuleNotFoundError:
+            raise StoreUnreachableError("qdrant-client is not installed") from None
 
         self._grpc: Any = grpc
-        self._messages: Any = messages
+        self._messages = _messages()
         self._connection = connection
         reachable = [endpoint for endpoint in endpoints if endpoint.grpc_port is not None]
         if not reachable:
@@ -108,8 +117,7 @@ class GrpcBulk:
     def _channel(self, endpoint: Endpoint, connection: Connection) -> Any:
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         target = f"{host}:{endpoint.grpc_port}"
-        options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-        options.append(("grpc.max_reconnect_backoff_ms", _RECONNECT_MS))
+        options = [*_OPTIONS]
         if not endpoint.secure:  # and not through the proxy of http_proxy, which would read the key
             options.append(("grpc.enable_http_proxy", 0))
             return self._grpc.insecure_channel(target, options=options)
@@ -147,6 +155,23 @@ class GrpcBulk:
             return NoAnswerError(f"store {where} gives no answer ({code}: {said}); start the server")
         waits = [value for key, value in error.trailing_metadata() or () if key == "retry-after"]
         return refusal(where, _STATUS.get(code, 500), said, seconds_of(waits[0]) if waits else None)
+
+
+@cache
+def _messages() -> Any:
+    """Return the package qdrant_client.grpc, loaded without qdrant_client itself, which takes .6 s more."""
+    client = find_spec("qdrant_client")
+    if client is None or client.origin is None:
+        raise StoreUnreachableError("qdrant-client is not installed")
+    folder = Path(client.origin).parent / "grpc"
+    spec = spec_from_file_location(
+        "embedstore_messages", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    if spec is None or spec.loader is None:
+        raise StoreUnreachableError(f"{folder} holds no messages")
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _roots(connection: Connection) -> bytes | None:

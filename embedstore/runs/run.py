@@ -180,14 +180,19 @@ class Run:
                 f"user {user_id} is not among the {len(self.users)} users of run {self.run_id}; "
                 "give the movies they rated with --history"
             )
-        offsets = self._array("histories/offsets.npy", ("int64",))
-        rows = self._array("histories/movie_rows.npy", ("int32",))
-        if offsets.shape != (len(self.users) + 1,):
-            raise self._damaged("histories/offsets.npy", f"has shape {offsets.shape}")
+        offsets, rows = self._histories
         start, stop = int(offsets[row]), int(offsets[row + 1])
         if not 0 <= start <= stop <= rows.size:
             raise self._damaged("histories/offsets.npy", "points outside of histories/movie_rows.npy")
         return np.asarray(rows[start:stop], dtype=np.int64)
+
+    @cached_property
+    def _histories(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """Where the history of every user begins among the movie rows of all, and these, memory-mapped."""
+        offsets = self._array("histories/offsets.npy", ("int64",))
+        if offsets.shape != (len(self.users) + 1,):
+            raise self._damaged("histories/offsets.npy", f"has shape {offsets.shape}")
+        return offsets, self._array("histories/movie_rows.npy", ("int32",))
 
     @cached_property
     def catalog(self) -> Catalog:

@@ -10,12 +10,12 @@ BIN    := $(abspath $(VENV))/bin
 STAMP  := $(VENV)/.stamp
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help venv demo test check unit slow bench docs dist clean
+.PHONY: help venv demo test check unit slow bench bench-server docs dist clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
-	@echo "also: venv, check (no tests), unit (only tests), slow, bench, docs, dist, clean"
+	@echo "also: venv, check (no tests), unit (only tests), slow, bench, bench-server, docs, dist, clean"
 
 venv: $(STAMP)
 
@@ -49,6 +49,10 @@ slow: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks --output docs/benchmarks.md
+
+# Of the server at QDRANT_URL.
+bench-server: $(STAMP)
+	$(BIN)/python -m benchmarks server memory --output docs/performance.md
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py

@@ -1,7 +1,8 @@
 """Run every benchmark in turn and print a page of their figures: `python -m benchmarks [-o FILE] [NAME...]`.
 
 A benchmark is a file of this folder that ends in `if __name__ == "__main__"`; its first line says what
-is compared. The figures of docs/benchmarks.md come from here.
+is compared. The figures of docs/benchmarks.md come from here (`make bench`), and with a Qdrant server at
+QDRANT_URL those of docs/performance.md (`make bench-server`).
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in known]:
         parser.error(f"no benchmark {unknown[0]!r}; expected one of {', '.join(known)}")
-    head = f"# Benchmarks\n\nPrinted by `make bench` on {machine()}. "
+    command = " ".join(["python -m benchmarks", *options.names])
+    head = f"# Benchmarks\n\nPrinted by `{command}` on {machine()}. "
     head += "Ratios compare things of one run; absolute times depend on the machine.\n"
     parts = [head]
     print(parts[0], flush=True)

@@ -1,16 +1,18 @@
 """The memory that a sync of 1,000,000 movies x 64 takes, verification in, and a verify after it.
 
-    python -m benchmarks.memory [--movies 1000000] [--dim 64] [--run DIR] [--store URL]
+    python -m benchmarks.memory [--movies 1000000] [--dim 64] [--run DIR]
 
 Peak growth over the process with its imports: of its own (RssAnon, sampled 20 times a second), and with the
 mapped pages of the files (ru_maxrss), which the system takes back where it needs them. Each part runs in a
-process of its own. Without --store the embedded store is filled, whose engine lives in the process.
+process of its own. The store is the server at QDRANT_URL (QDRANT_API_KEY is its key), without it the embedded
+one, whose engine lives in the process. The index is what sync chose for the recall that it measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -21,21 +23,23 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.generated import generated_run
+from benchmarks.server import ALIAS, clean, connection
 
 PARTS = ("sync", "verify")
 
 
-def measure(part: str, path: Path, location: str) -> dict[str, float]:
-    """Return the seconds and the peak growth in bytes of one part."""
+def measure(part: str, path: Path, location: str) -> dict[str, Any]:
+    """Return the seconds, the index, and the peak growth in bytes of one part."""
     import numpy as np
 
     from embedstore.runs.run import Run
     from embedstore.stores.base import open_store
+    from embedstore.stores.contract import collection_name
     from embedstore.sync import sync, verify
 
     run = Run.load(path)
     np.ones((64, 64), np.float32) @ np.ones((64, 64), np.float32)  # the buffers of BLAS
-    with open_store(location, create=True) as store:
+    with open_store(location, create=True, connection=connection()) as store:
         before, peak = _own_memory(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         highest, done = [before], threading.Event()
 
@@ -48,15 +52,17 @@ def measure(part: str, path: Path, location: str) -> dict[str, float]:
         started = time.perf_counter()
         try:
             if part == "sync":
-                sync(run, store, alias="memory")
+                sync(run, store, alias=ALIAS)
             else:
-                verify(store, "memory", run)
+                verify(store, ALIAS, run)
         finally:
             seconds = time.perf_counter() - started
             done.set()
             sampler.join()
+        metadata = store.metadata(collection_name(ALIAS, run.run_id))
     whole = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
-    return {"seconds": seconds, "own": highest[0] - before, "whole": whole}
+    sizes = {"seconds": seconds, "own": highest[0] - before, "whole": whole}
+    return {**sizes, **metadata.search, **(metadata.recall or {})}
 
 
 def _own_memory() -> int:
@@ -70,20 +76,30 @@ def main() -> None:
     parser.add_argument("--movies", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--run", type=Path, help="folder of a run; without it, one is generated")
-    parser.add_argument("--store", help="URL of a server (default: an embedded store)")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--store", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
         print(json.dumps(measure(options.part, options.run, options.store)))
         return
+    server = os.environ.get("QDRANT_URL")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         run = options.run or generated_run(folder / "runs", n_movies=options.movies, dim=options.dim).path
-        print("part      seconds  of its own (MB)  with mapped pages (MB)")
+        print(
+            "part    store     seconds  of its own (MB)  with mapped pages (MB)  index, recall at 100 and 10"
+        )
         for part in PARTS:
-            found = _measured(part, run, options.store or str(folder / "store"))
-            own, whole = found["own"] / 1e6, found["whole"] / 1e6
-            print(f"{part:<8} {found['seconds']:>8.1f}  {own:>15.0f}  {whole:>22.0f}", flush=True)
+            found = _measured(part, run, server or str(folder / "store"))
+            index = "exact" if found["exact"] else f"m={found['m']}, ef={found['ef']}"
+            print(
+                f"{part:<7} {'server' if server else 'embedded':<8} {found['seconds']:>8.1f}"
+                f"  {found['own'] / 1e6:>15.0f}  {found['whole'] / 1e6:>22.0f}"
+                f"  {index}, {found['value']:.3f}, {found['at_10']:.3f}",
+                flush=True,
+            )
+    if server:
+        clean()
 
 
 def _measured(part: str, run: Path, store: str) -> dict[str, Any]:

@@ -124,6 +124,7 @@ class RestClient:
         secure = any(endpoint.secure for endpoint in endpoints)
         self._http = httpx.Client(
             auth=_KeyAuth(connection),
+            headers={"accept-encoding": "identity"},  # answers are small, compressing them takes longer
             timeout=_TIMEOUT,
             transport=transport,
             verify=tls_context(connection) if secure else False,

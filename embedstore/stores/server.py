@@ -80,7 +80,7 @@ class ServerStore(Store):
         self._flying: list[Future[None]] = []
         self._revising: set[str] = set()
         self._depth = 0
-        self._sealed: dict[str, Metadata] = {}
+        self._known: dict[str, Metadata] = {}
         try:
             self.version = self._checked_version()
         except BaseException:
@@ -105,12 +105,13 @@ class ServerStore(Store):
         return name in self._all_names()
 
     def metadata(self, name: str) -> Metadata:
-        known = self._sealed.get(name)
+        known = self._known.get(name)
         if known is not None:
             return known
         found = self._metadata_in(self._info(name), name)
-        if found.state == "sealed" and name.endswith(f"__{found.run_id}"):
-            self._sealed[name] = found  # an alias may name another collection in a moment: never kept
+        # An alias may name another collection in a moment, so what it names is never kept.
+        if name.endswith(f"__{found.run_id}") and (found.state == "sealed" or self._depth):
+            self._known[name] = found
         return found
 
     def create(self, name: str, spec: CollectionSpec, metadata: Metadata) -> None:
@@ -122,6 +123,7 @@ class ServerStore(Store):
             if self.metadata(name).state == "sealed":
                 raise StoreError(f"collection {name!r} exists and is sealed; use revise to change it")
             self._rest.request("DELETE", _path(name))
+            self._forget(name)
         self._check_spread(spec.spread)
         content = {**metadata.to_dict(), "state": "building"}
         with suppress(ConflictError):  # the answer to an earlier try was lost
@@ -343,6 +345,7 @@ class ServerStore(Store):
             self._depth -= 1
             if self._depth == 0:
                 self._revising.clear()
+                self._known.clear()
                 with suppress(StoreError):
                     self._land()
 
@@ -495,7 +498,7 @@ class ServerStore(Store):
             raise StoreError(f"collection {name!r} is not finished; run `embedstore sync` to finish it")
 
     def _forget(self, name: str) -> None:
-        self._sealed.pop(name, None)
+        self._known.pop(name, None)
 
     def _note(self, alias: str, name: str, flips: Sequence[Promotion]) -> None:
         now = datetime.now(UTC)

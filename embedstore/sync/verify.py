@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from embedstore.data.features import Rows
 from embedstore.errors import StoreError, VerificationError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Store
@@ -22,7 +23,9 @@ _K = 100
 _LEAST_RECALL = 0.97
 _LEAST_RECALL_AT_10 = 0.99
 _COUNTED_VALUES = 64
-_HISTORY = 1000  # the newest movies of a user, enough for a query
+# Rows read at a time, and the newest movies of a user that make a query: a row that is read by itself maps
+# up to 2 MB of its file, which count as memory of the process until they are given back.
+_SCATTERED = 32
 _BLOCK = 1 << 14  # rows scored at a time
 _LINES = 1000  # movies counted at a time
 
@@ -146,12 +149,19 @@ def measure_recall(run: Run, store: Store, name: str) -> dict[str, Any]:
     for psi, found, scores, most_of_all in zip(queries, hits, best, largest, strict=True):
         slack = 1e-5 * max(1.0, float(most_of_all))  # near ties may swap in float32
         rows = run.movies.rows([hit.movie_id for hit in found])
-        row = run.movie_vectors[rows] @ psi  # (k,)
-        run.release()
+        row = _vectors_at(run, rows) @ psi  # (k,)
         for most in right:
             right[most] += int((row[:most] >= scores[-most] - slack).sum())
     value, at_10 = (right[most] / (most * len(queries)) for most in (k, min(10, k)))
     return {"k": k, "value": value, "at_10": at_10}
+
+
+def _vectors_at(run: Run, rows: Rows) -> npt.NDArray[np.float32]:
+    parts = [np.zeros((0, run.embedding_dim), np.float32)]
+    for start in range(0, rows.size, _SCATTERED):
+        parts.append(run.movie_vectors[rows[start : start + _SCATTERED]])
+        run.release()
+    return np.concatenate(parts)
 
 
 def _best_scores(
@@ -174,7 +184,7 @@ def _user_vectors(run: Run) -> npt.NDArray[np.float32]:
         users = run.users.values[np.linspace(0, len(run.users) - 1, min(_USERS, len(run.users))).astype(int)]
         vectors = []
         for user_id in users.tolist():
-            if (history := run.history(user_id)[-_HISTORY:]).size:
+            if (history := run.history(user_id)[-_SCATTERED:]).size:
                 vectors.append(run.tower(history))
                 run.release()
         if vectors:

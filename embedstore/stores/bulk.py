@@ -1,14 +1,13 @@
-"""Many points at a time over gRPC: qdrant-client's messages, vectors as their bytes on the wire.
+"""Many points at a time over gRPC, in qdrant-client's messages.
 
-A DenseVector is one packed field, so a row of float32 is its header and the row's own bytes; made and
-read that way, a vector never becomes a list of Python floats.
+A vector travels as its own bytes, so that it never becomes a list of Python floats, on its way out or back.
 """
 
 from __future__ import annotations
 
 import ssl
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -17,9 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from embedstore.errors import StoreUnreachableError
+from embedstore.errors import StoreError, StoreUnreachableError
 from embedstore.stores.connection import Connection, Endpoint
-from embedstore.stores.contract import HISTORY_VECTOR, CollectionSpec, PointBatch, PointId
+from embedstore.stores.contract import HISTORY_VECTOR, CollectionSpec, PointBatch
 from embedstore.stores.rest import NoAnswerError, Nodes, persistently, refusal, seconds_of
 
 __all__ = ["GrpcBulk"]
@@ -33,7 +32,6 @@ _OPTIONS = [
     ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.max_reconnect_backoff_ms", 2000),  # else a node that returns is looked for every two minutes
 ]
-_FLOATS = 0x0A  # field 1, length-delimited
 _STATUS = {  # of HTTP, so that both ways lead to the same sentences
     "UNAUTHENTICATED": 401,
     "PERMISSION_DENIED": 403,
@@ -86,10 +84,16 @@ class GrpcBulk:
             node.channel.close()
 
     def upsert(self, name: str, batch: PointBatch) -> None:
-        """Write points, and return when they can be read."""
-        request = self._messages.UpsertPoints(
-            collection_name=name, wait=True, points=_point_structs(self._messages, batch)
-        )
+        """Write points, and return when they can be read.
+
+        Raises StoreError for a movie id of 2^63 or more, which its messages cannot hold.
+        """
+        try:
+            request = _upsert_request(self._messages, name, batch)
+        except ValueError as error:
+            raise StoreError(
+                f"gRPC cannot send a point ({error}); use --grpc-port 0, which is REST"
+            ) from None
         self._call("Upsert", request)
 
     def scroll(
@@ -182,56 +186,49 @@ def _roots(connection: Connection) -> bytes | None:
     return "".join(map(ssl.DER_cert_to_PEM_cert, known)).encode() or None
 
 
-def _point_structs(q: Any, batch: PointBatch) -> list[Any]:
-    movies = _dense_vectors(q, batch.movie_vectors)
-    if batch.history_vectors is None:
-        vectors = [q.Vectors(vector=q.Vector(dense=dense)) for dense in movies]
-    else:
-        vectors = [
-            q.Vectors(
-                vectors=q.NamedVectors(vectors={"": q.Vector(dense=v), HISTORY_VECTOR: q.Vector(dense=h)})
-            )
-            for v, h in zip(movies, _dense_vectors(q, batch.history_vectors), strict=True)
-        ]
-    return [
-        q.PointStruct(id=_grpc_id(q, key), vectors=vector, payload=_payload_of(q, payload))
-        for key, vector, payload in zip(batch.ids, vectors, batch.payloads, strict=True)
-    ]
+def _upsert_request(q: Any, name: str, batch: PointBatch) -> Any:
+    """Return the message that writes batch; filled in place, since a message that is assigned is copied."""
+    request = q.UpsertPoints(collection_name=name, wait=True)
+    for key, vectors, payload in zip(batch.ids, _serialized_vectors(q, batch), batch.payloads, strict=True):
+        point = request.points.add()
+        if isinstance(key, int):
+            point.id.num = key
+        else:
+            point.id.uuid = key
+        point.vectors.MergeFromString(vectors)
+        for field, value in payload.items():
+            _set(point.payload[field], value)
+    return request
 
 
-def _dense_vectors(q: Any, rows: npt.NDArray[np.float32]) -> list[Any]:
-    content = np.ascontiguousarray(rows, dtype="<f4").tobytes()
-    width = rows.shape[1] * 4
-    header = bytes([_FLOATS]) + _varint(width)
-    parse = q.DenseVector.FromString
-    return [parse(header + content[start : start + width]) for start in range(0, len(content), width)]
+def _serialized_vectors(q: Any, batch: PointBatch) -> list[bytes]:
+    """Return the serialized Vectors of every point: those of one point, with the rows' own bytes in them."""
+    arrays = {"": batch.movie_vectors}
+    if batch.history_vectors is not None:
+        arrays[HISTORY_VECTOR] = batch.history_vectors
+    dim = batch.movie_vectors.shape[1]
+    marks = {name: np.full(dim, number, "<f4") for number, name in enumerate(arrays, start=1)}
+    dense = {name: q.Vector(dense=q.DenseVector(data=mark.tolist())) for name, mark in marks.items()}
+    pattern = q.Vectors(vectors=q.NamedVectors(vectors=dense)).SerializeToString()
+    rows = np.tile(np.frombuffer(pattern, np.uint8), (len(batch), 1))
+    for name, array in arrays.items():
+        start = pattern.index(marks[name].tobytes())
+        rows[:, start : start + 4 * dim] = np.ascontiguousarray(array, "<f4").view(np.uint8)
+    return [row.tobytes() for row in rows]
 
 
-def _varint(number: int) -> bytes:
-    digits = []
-    while number > 0x7F:
-        digits.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*digits, number])
-
-
-def _grpc_id(q: Any, key: PointId) -> Any:
-    return q.PointId(num=key) if isinstance(key, int) else q.PointId(uuid=key)
-
-
-def _payload_of(q: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _value_of(q, value) for key, value in payload.items()}
-
-
-def _value_of(q: Any, value: Any) -> Any:
-    """Return one of the values that the contract's payload has."""
+def _set(target: Any, value: Any) -> None:
+    """Set a Value to one of the values that the contract's payload has."""
     if isinstance(value, str):
-        return q.Value(string_value=value)
-    if isinstance(value, int):
-        return q.Value(integer_value=value)
-    if value is None:
-        return q.Value(null_value=0)
-    return q.Value(list_value=q.ListValue(values=[_value_of(q, part) for part in value]))
+        target.string_value = value
+    elif isinstance(value, int):
+        target.integer_value = value
+    elif value is None:
+        target.null_value = 0
+    else:
+        target.list_value.SetInParent()  # an empty list is a list
+        for part in value:
+            _set(target.list_value.values.add(), part)
 
 
 def _plain(value: Any) -> Any:

@@ -234,6 +234,10 @@ def _set(target: Any, value: Any) -> None:
 def _plain(value: Any) -> Any:
     """Return any payload value, also of foreign hands, as JSON would hold it."""
     kind = value.WhichOneof("kind")
+    if kind == "string_value":  # the commonest first
+        return value.string_value
+    if kind == "integer_value":
+        return value.integer_value
     if kind == "list_value":
         return [_plain(part) for part in value.list_value.values]
     if kind == "struct_value":

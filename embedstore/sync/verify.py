@@ -16,7 +16,7 @@ from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Store
 from embedstore.sync.compare import Progress, compare
 
-__all__ = ["VerifyReport", "check", "good", "measure_recall", "verify"]
+__all__ = ["VerifyReport", "check", "check_recall", "good", "measure_recall", "verify"]
 
 _USERS = 16
 _K = 100
@@ -70,16 +70,18 @@ def verify(
     return VerifyReport(name, run.run_id, len(run.movies), recall)
 
 
-def check(
-    run: Run, store: Store, name: str, *, compared: bool = False, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Return the recall of a collection that equals run; compared: its points were found equal already.
+def check(run: Run, store: Store, name: str, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Return the recall of a collection that equals run.
 
     Raises VerificationError where it is not equal, or its search does not find what it should.
     """
-    if not compared:
-        _check_points(run, store, name, progress)
+    _check_points(run, store, name, progress)
     _check_indexes(run, store, name)
+    return check_recall(run, store, name)
+
+
+def check_recall(run: Run, store: Store, name: str) -> dict[str, Any]:
+    """Return what measure_recall returns. Raises VerificationError where it is not good."""
     recall = measure_recall(run, store, name)
     if not good(recall):
         raise VerificationError(

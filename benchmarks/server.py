@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,14 +64,16 @@ def raw_client(*, grpc: bool = False) -> QdrantClient:
     from qdrant_client import QdrantClient
 
     url = os.environ["QDRANT_URL"]
-    return QdrantClient(
-        url,
-        api_key=os.environ.get("QDRANT_API_KEY"),
-        prefer_grpc=grpc,
-        grpc_port=(urlsplit(url).port or 6333) + 1,
-        timeout=60,
-        check_compatibility=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a key over http, on loopback
+        return QdrantClient(
+            url,
+            api_key=os.environ.get("QDRANT_API_KEY"),
+            prefer_grpc=grpc,
+            grpc_port=(urlsplit(url).port or 6333) + 1,
+            timeout=60,
+            check_compatibility=False,
+        )
 
 
 def clean() -> None:

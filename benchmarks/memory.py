@@ -3,7 +3,7 @@
     python -m benchmarks.memory [--movies 1000000] [--dim 64] [--run DIR]
 
 Peak growth over the process with its imports: of its own (RssAnon, sampled 20 times a second), and with the
-mapped pages of the files (ru_maxrss), which the system takes back where it needs them. Each part runs in a
+mapped pages of the files (VmHWM), which the system takes back where it needs them. Each part runs in a
 process of its own. The store is the server at QDRANT_URL (QDRANT_API_KEY is its key), without it the embedded
 one, whose engine lives in the process. Search stays exact: an index of random vectors costs the server an
 hour, and this process nothing.
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -41,12 +40,13 @@ def measure(part: str, path: Path, location: str) -> dict[str, Any]:
     run = Run.load(path)
     np.ones((64, 64), np.float32) @ np.ones((64, 64), np.float32)  # the buffers of BLAS
     with open_store(location, create=True, connection=connection()) as store:
-        before, peak = _own_memory(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before, whole = _memory("RssAnon"), _memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
         highest, done = [before], threading.Event()
 
         def sample() -> None:
             while not done.wait(0.05):
-                highest[0] = max(highest[0], _own_memory())
+                highest[0] = max(highest[0], _memory("RssAnon"))
 
         sampler = threading.Thread(target=sample)
         sampler.start()
@@ -60,14 +60,14 @@ def measure(part: str, path: Path, location: str) -> dict[str, Any]:
             seconds = time.perf_counter() - started
             done.set()
             sampler.join()
-    whole = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
-    return {"seconds": seconds, "own": highest[0] - before, "whole": whole}
+        peak = _memory("VmHWM")
+    return {"seconds": seconds, "own": highest[0] - before, "whole": peak - whole}
 
 
-def _own_memory() -> int:
-    """Return the bytes of this process that are not pages of files (Linux)."""
+def _memory(key: str) -> int:
+    """Return bytes of this process: RssAnon without the pages of files, VmRSS with, VmHWM the most so far."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def main() -> None:

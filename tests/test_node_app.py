@@ -106,11 +106,13 @@ def test_no_error_and_no_mixed_answer_while_the_alias_moves(runs: list[Run]) -> 
         thread.start()
         try:
             for flip in range(FLIPS):
+                before = len(answers)
                 if flip % 2:
                     store.promote("movies", f"movies__{runs[1].run_id}")
                 else:
                     rollback(store)
-                done.wait(0.05)
+                while len(answers) == before and thread.is_alive():  # no faster than it can answer
+                    done.wait(0.01)
         finally:
             done.set()
             thread.join()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,8 +44,6 @@ _STATUS = {  # of HTTP, so that both ways lead to the same sentences
     "UNIMPLEMENTED": 400,
     "CANCELLED": 503,
 }
-
-T = TypeVar("T")
 
 
 class _Node(NamedTuple):

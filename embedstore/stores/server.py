@@ -143,8 +143,7 @@ class ServerStore(Store):
     def revise(self, name: str, *, empty: bool = False) -> None:
         metadata = self.metadata(name)
         if empty:
-            naming = [alias for alias, target in self.aliases().items() if target == name]
-            if naming:
+            if naming := self._aliases_of(name):
                 raise StoreError(
                     f"collection {name!r} cannot be emptied while alias {naming[0]!r} names it; "
                     "promote another run first"
@@ -242,8 +241,7 @@ class ServerStore(Store):
 
     def drop(self, name: str) -> None:
         self.metadata(name)
-        naming = [alias for alias, target in self.aliases().items() if target == name]
-        if naming:
+        if naming := self._aliases_of(name):
             raise StoreError(
                 f"collection {name!r} is what alias {naming[0]!r} names; promote another run first"
             )
@@ -255,6 +253,9 @@ class ServerStore(Store):
     def aliases(self) -> dict[str, str]:
         found = self._rest.get("/aliases")["aliases"]
         return {entry["alias_name"]: entry["collection_name"] for entry in sorted(found, key=_alias_name)}
+
+    def _aliases_of(self, name: str) -> list[str]:
+        return [alias for alias, target in self.aliases().items() if target == name]
 
     def promote(self, alias: str, name: str) -> bool:
         valid_alias(alias)
@@ -549,14 +550,12 @@ class ServerStore(Store):
         payloads = [record.get("payload") or {} for record in records]
         if vectors:
             movies = rows_of([_unnamed(record) for record in records], spec.dim)
-            history = [_named(record, HISTORY_VECTOR) for record in records] if spec.additive else None
+            named = [_named(record, HISTORY_VECTOR) for record in records]
+            history = rows_of(named, spec.dim) if spec.additive else None
         else:
             movies = np.zeros((len(ids), 0), np.float32)
-            history = None
-        rows = None if history is None else rows_of(history, spec.dim)
-        if not vectors and spec.additive:
-            rows = movies
-        return PointBatch(ids, movies, rows, payloads), found.get("next_page_offset")
+            history = movies if spec.additive else None
+        return PointBatch(ids, movies, history, payloads), found.get("next_page_offset")
 
 
 def _noted(metadata: Mapping[str, Any], alias: str) -> list[str]:

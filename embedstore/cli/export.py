@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from embedstore.cli.output import Column, escape, print_json, print_table
-from embedstore.cli.settings import open_store_at, runs_option, store_option
+from embedstore.cli.settings import live_in, runs_option, store_option
 from embedstore.errors import UsageError
 
 __all__ = ["export"]
@@ -55,11 +55,7 @@ def export(
     from embedstore.export import VOCABULARY, export_run, require
     from embedstore.runs.registry import find_run
 
-    def live(alias: str, back: int) -> str:
-        with open_store_at(store_location) as store:
-            return store.live(alias, back).run_id
-
-    found = find_run(runs_dir, run, live=live)
+    found = find_run(runs_dir, run, live=live_in(store_location))
     if saved_model:
         from embedstore.cli.train import start_tensorflow
 

@@ -11,7 +11,14 @@ from typing import Any
 import click
 
 from embedstore.cli.output import Column, escape, print_csv, print_json, print_table
-from embedstore.cli.settings import alias_option, open_store_at, runs_option, setting, store_option
+from embedstore.cli.settings import (
+    alias_option,
+    live_in,
+    open_store_at,
+    runs_option,
+    setting,
+    store_option,
+)
 from embedstore.errors import NotFoundError, UsageError
 from embedstore.runs.manifest import Manifest
 from embedstore.runs.registry import RunSummary, find_run, list_runs, remove_run
@@ -101,7 +108,7 @@ def list_command(runs_dir: Path, *, as_json: bool, as_csv: bool) -> None:
 def show(run: str, runs_dir: Path, store_location: str, alias: str, *, as_json: bool, as_csv: bool) -> None:
     """Show the manifest of RUN (default: latest): data, settings, metrics, versions, files."""
     _one_format(as_json, as_csv)
-    found = find_run(runs_dir, run, live=_live(store_location))
+    found = find_run(runs_dir, run, live=live_in(store_location))
     manifest = found.manifest
     if as_json:
         import json
@@ -195,14 +202,6 @@ def _served(location: str) -> dict[str, str]:
             with suppress(NotFoundError):
                 served[store.live(alias).run_id] = alias
         return served
-
-
-def _live(location: str) -> Callable[[str, int], str]:
-    def run_of(alias: str, back: int) -> str:
-        with open_store_at(location) as store:
-            return store.live(alias, back).run_id
-
-    return run_of
 
 
 def _record(summary: RunSummary) -> dict[str, Any]:

@@ -23,6 +23,7 @@ __all__ = [
     "alias_option",
     "connection",
     "data_option",
+    "live_in",
     "open_store_at",
     "runs_option",
     "setting",
@@ -124,6 +125,16 @@ def open_store_at(location: str, *, create: bool = False, patient: bool = True) 
         how = replace(connection(), patient=patient)
         return click.get_current_context().with_resource(open_store(location, connection=how))
     return open_store(location, create=create)
+
+
+def live_in(location: str) -> Callable[[str, int], str]:
+    """Return what tells find_run which run an alias of the store at location names; opened when asked."""
+
+    def run_of(alias: str, back: int) -> str:
+        with open_store_at(location) as store:
+            return store.live(alias, back).run_id
+
+    return run_of
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:

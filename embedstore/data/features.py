@@ -112,3 +112,13 @@ class Bags(NamedTuple):
     def sizes(self) -> Rows:
         """The number of movies of every history, shape (n_users,)."""
         return np.diff(self.offsets)
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> Bags:
+        """Return the bags of the movies that mask, shape (n_rated,), marks; some may be empty."""
+        bounds = np.concatenate([[0], np.cumsum(mask)]).astype(np.int64)
+        return Bags(self.rows[mask], bounds[self.offsets])
+
+    def part(self, start: int, stop: int) -> Bags:
+        """Return the bags start .. stop - 1."""
+        offsets = self.offsets[start : stop + 1]
+        return Bags(self.rows[offsets[0] : offsets[-1]], offsets - offsets[0])

@@ -10,14 +10,13 @@ import numpy.typing as npt
 
 from embedstore.data.features import Bags
 from embedstore.data.splits import HeldOut
-from embedstore.evaluation.baselines import Scorer
+from embedstore.evaluation.baselines import Batch, Scorer, batches
 from embedstore.evaluation.metrics import bag, ndcg, rank, recall
 
 __all__ = ["ServingScores", "evaluate", "vector_scorer"]
 
 NDCG_K = 100
 RECALL_K = 20
-_BATCH = 500  # users whose scores are held at once
 
 
 @dataclass(frozen=True)
@@ -35,21 +34,18 @@ class ServingScores:
         }
 
 
-def evaluate(score: Scorer, held_out: HeldOut, *, liked_only: bool = False) -> ServingScores:
+def evaluate(score: Scorer, held_out: HeldOut) -> ServingScores:
     """Return NDCG@100 and Recall@20 of score for every held-out user.
 
-    score gets the known movies (liked_only: the liked among them; EASE is fed so). All known
-    movies are excluded from the ranking, whatever their rating.
+    All known movies are excluded from the ranking, whatever their rating.
     """
     ndcgs: list[float] = []
     recalls: list[float] = []
-    for start in range(0, len(held_out), _BATCH):
-        stop = min(start + _BATCH, len(held_out))
-        scores = np.array(score(_part(held_out.known_liked if liked_only else held_out.known, start, stop)))
-        known = _part(held_out.known, start, stop)
-        scores[np.repeat(np.arange(len(known)), known.sizes), known.rows] = -np.inf
-        for user, ranked in enumerate(rank(scores, NDCG_K), start=start):
-            targets = bag(held_out.targets, user)
+    for batch in batches(held_out):
+        scores = np.array(score(batch))
+        scores[np.repeat(np.arange(len(batch)), batch.known.sizes), batch.known.rows] = -np.inf
+        for ranked in rank(scores, NDCG_K):
+            targets = bag(held_out.targets, len(ndcgs))
             ndcgs.append(ndcg(ranked, targets, NDCG_K))
             recalls.append(recall(ranked, targets, RECALL_K))
     return ServingScores(np.array(ndcgs), np.array(recalls))
@@ -58,15 +54,10 @@ def evaluate(score: Scorer, held_out: HeldOut, *, liked_only: bool = False) -> S
 def vector_scorer(
     psi: Callable[[Bags], npt.NDArray[np.float32]], movie_vectors: npt.NDArray[np.float32]
 ) -> Scorer:
-    """Return the scorer psi(X) . V_j; psi maps bags to (n_users, embedding_dim)."""
+    """Return the scorer psi(X) . V_j, X all that is known; psi maps bags to (n_users, embedding_dim)."""
 
-    def score(bags: Bags) -> npt.NDArray[np.float32]:
-        scores: npt.NDArray[np.float32] = psi(bags) @ movie_vectors.T
+    def score(batch: Batch) -> npt.NDArray[np.float32]:
+        scores: npt.NDArray[np.float32] = psi(batch.known) @ movie_vectors.T
         return scores
 
     return score
-
-
-def _part(bags: Bags, start: int, stop: int) -> Bags:
-    offsets = bags.offsets[start : stop + 1]
-    return Bags(bags.rows[offsets[0] : offsets[-1]], offsets - offsets[0])

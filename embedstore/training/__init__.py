@@ -125,5 +125,5 @@ def _metrics(data: Prepared, fitted: Fitted) -> dict[str, Any]:
     metrics["popularity"] = evaluate(popularity(liked, data.n_movies), data.test).means()
     metrics["ease"] = None
     if data.n_movies <= LARGEST_EASE:
-        metrics["ease"] = evaluate(ease(liked, data.n_movies), data.test, liked_only=True).means()
+        metrics["ease"] = evaluate(ease(liked, data.n_movies), data.test).means()
     return metrics

@@ -32,6 +32,7 @@ LEVEL = {  # {cli} -> {sync, query, evaluation, training, export} -> {stores, ru
 SIDEWAYS = {
     ("stores", "runs"),  # contract.points reads a run
     ("training", "evaluation"),  # early stopping and metrics of a run
+    ("evaluation", "training"),  # a question is put to what a training was given; global-time trains again
     ("sync", "query"),
 }
 HEAVY = (

@@ -55,6 +55,7 @@ class Prepared:
     split: UserSplit
     validation: HeldOut
     test: HeldOut
+    split_seed: int = 0
 
     def bags_of(self, users: Rows, *, liked_only: bool = False) -> Bags:
         """Return the histories of users, or the liked movies in them."""
@@ -137,4 +138,5 @@ def prepare(dataset: Dataset, config: TrainConfig) -> Prepared:
         split=split,
         validation=hide_ratings(histories, liked, split.validation, seed=config.split_seed),
         test=hide_ratings(histories, liked, split.test, seed=config.split_seed),
+        split_seed=config.split_seed,
     )

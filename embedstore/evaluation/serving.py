@@ -11,7 +11,7 @@ import numpy.typing as npt
 from embedstore.data.features import Bags
 from embedstore.data.splits import HeldOut
 from embedstore.evaluation.baselines import Scorer
-from embedstore.evaluation.metrics import bag, ndcg, rank, recall
+from embedstore.evaluation.metrics import measure, top_k
 
 __all__ = ["ServingScores", "evaluate", "vector_scorer"]
 
@@ -41,18 +41,17 @@ def evaluate(score: Scorer, held_out: HeldOut, *, liked_only: bool = False) -> S
     score gets the known movies (liked_only: the liked among them; EASE is fed so). All known
     movies are excluded from the ranking, whatever their rating.
     """
-    ndcgs: list[float] = []
-    recalls: list[float] = []
+    asked = held_out.known_liked if liked_only else held_out.known
+    ranked = np.empty((len(held_out), NDCG_K), dtype=np.int64)
     for start in range(0, len(held_out), _BATCH):
         stop = min(start + _BATCH, len(held_out))
-        scores = np.array(score(_part(held_out.known_liked if liked_only else held_out.known, start, stop)))
+        scores = np.array(score(_part(asked, start, stop)))
         known = _part(held_out.known, start, stop)
         scores[np.repeat(np.arange(len(known)), known.sizes), known.rows] = -np.inf
-        for user, ranked in enumerate(rank(scores, NDCG_K), start=start):
-            targets = bag(held_out.targets, user)
-            ndcgs.append(ndcg(ranked, targets, NDCG_K))
-            recalls.append(recall(ranked, targets, RECALL_K))
-    return ServingScores(np.array(ndcgs), np.array(recalls))
+        ranked[start:stop] = top_k(scores, NDCG_K)
+    names = f"ndcg@{NDCG_K}", f"recall@{RECALL_K}"
+    per_user = measure(ranked, held_out.targets, names).per_user
+    return ServingScores(*(per_user[name] for name in names))
 
 
 def vector_scorer(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from embedstore.data.features import Bags
 from embedstore.data.splits import HeldOut
 from embedstore.evaluation.baselines import Batch, Scorer, batches
-from embedstore.evaluation.metrics import bag, ndcg, rank, recall
+from embedstore.evaluation.metrics import measure, top_k
 
 __all__ = ["ServingScores", "evaluate", "vector_scorer"]
 
@@ -39,16 +39,14 @@ def evaluate(score: Scorer, held_out: HeldOut) -> ServingScores:
 
     All known movies are excluded from the ranking, whatever their rating.
     """
-    ndcgs: list[float] = []
-    recalls: list[float] = []
+    ranked = [np.empty((0, NDCG_K), dtype=np.int64)]
     for batch in batches(held_out):
         scores = np.array(score(batch))
         scores[np.repeat(np.arange(len(batch)), batch.known.sizes), batch.known.rows] = -np.inf
-        for ranked in rank(scores, NDCG_K):
-            targets = bag(held_out.targets, len(ndcgs))
-            ndcgs.append(ndcg(ranked, targets, NDCG_K))
-            recalls.append(recall(ranked, targets, RECALL_K))
-    return ServingScores(np.array(ndcgs), np.array(recalls))
+        ranked.append(top_k(scores, NDCG_K))
+    names = f"ndcg@{NDCG_K}", f"recall@{RECALL_K}"
+    per_user = measure(np.concatenate(ranked), held_out.targets, names).per_user
+    return ServingScores(*(per_user[name] for name in names))
 
 
 def vector_scorer(

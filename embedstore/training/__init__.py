@@ -25,6 +25,7 @@ __all__ = [
     "TrainConfig",
     "TrainProgress",
     "Trained",
+    "fit",
     "keras_psi",
     "train",
     "train_model",
@@ -76,6 +77,12 @@ def train(
 def train_model(dataset: Dataset, config: TrainConfig, *, progress: Progress | None = None) -> Trained:
     """Train and measure a model without writing it; see train."""
     data = prepare(dataset, config)
+    fitted = fit(data, config, progress=progress)
+    return Trained(data, fitted, _metrics(data, fitted))
+
+
+def fit(data: Prepared, config: TrainConfig, *, progress: Progress | None = None) -> Fitted:
+    """Train the model of config on prepared data, as train does, and measure nothing."""
     import keras
     import tensorflow as tf
 
@@ -84,12 +91,10 @@ def train_model(dataset: Dataset, config: TrainConfig, *, progress: Progress | N
     if config.preset == "colab":
         from embedstore.training import colab
 
-        fitted = colab.fit(data, config, progress)
-    else:
-        from embedstore.training import softmax
+        return colab.fit(data, config, progress)
+    from embedstore.training import softmax
 
-        fitted = softmax.fit(data, config, progress)
-    return Trained(data, fitted, _metrics(data, fitted))
+    return softmax.fit(data, config, progress)
 
 
 def keras_psi(model: Any, bags: Bags) -> npt.NDArray[np.float32]:

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, cast
 
 from embedstore.errors import UsageError
 
-__all__ = ["PRESETS", "FieldInfo", "TrainConfig", "field_infos"]
+__all__ = ["PRESETS", "FieldInfo", "TrainConfig", "assigned", "field_infos", "show_value"]
 
 Preset = Literal["softmax", "colab"]
 
@@ -35,6 +35,7 @@ def _setting(
     open_high: bool = False,
     choices: Sequence[str] = (),
     presets: Sequence[str] = BOTH,
+    tune: tuple[Any, ...] = (),
 ) -> Any:
     metadata = {
         "text": text,
@@ -44,6 +45,7 @@ def _setting(
         "open_high": open_high,
         "choices": tuple(choices),
         "presets": tuple(presets),
+        "tune": tune,
     }
     return field(default=default, metadata=metadata)
 
@@ -53,7 +55,7 @@ class TrainConfig:
     """The settings of one training. Raises UsageError where one has a wrong type or range."""
 
     preset: Preset = _setting("softmax", "What is trained.", choices=BOTH)
-    embedding_dim: int = _setting(128, "Width of psi(X) and of V_j.", low=2, high=4096)
+    embedding_dim: int = _setting(128, "Width of psi(X) and of V_j.", low=2, high=4096, tune=(16, 256, "log"))
     hidden_dims: tuple[int, ...] = _setting(
         (), "Widths of the hidden layers (600,200); none makes an additive tower.", low=1, high=16384
     )
@@ -67,7 +69,12 @@ class TrainConfig:
         None, "Smallest rating that counts as liked; auto is 0.8 x the largest rating, 4 of 5 stars."
     )
     watched_weight: float = _setting(
-        0.3, "Weight of a watched movie in the loss; a liked one has 1.", low=0, high=1, presets=("softmax",)
+        0.3,
+        "Weight of a watched movie in the loss; a liked one has 1.",
+        low=0,
+        high=1,
+        presets=("softmax",),
+        tune=(0.0, 1.0, "linear"),
     )
     dropout: float = _setting(
         0.2,
@@ -77,14 +84,24 @@ class TrainConfig:
         open_low=True,
         open_high=True,
         presets=("softmax",),
+        tune=(0.05, 0.7, "linear"),
     )
     learning_rate: float = _setting(
-        0.003, "Of Adam (softmax) or Adagrad (colab).", low=0, high=1000, open_low=True
+        0.003,
+        "Of Adam (softmax) or Adagrad (colab).",
+        low=0,
+        high=1000,
+        open_low=True,
+        tune=(3e-4, 0.03, "log"),
     )
     l2: float = _setting(
-        5e-6, "Half this times the squared norm of V is added to the loss.", low=0, presets=("softmax",)
+        5e-6,
+        "Half this times the squared norm of V is added to the loss.",
+        low=0,
+        presets=("softmax",),
+        tune=(1e-7, 1e-3, "log"),
     )
-    batch_size: int = _setting(100, "Users of one step.", low=1, high=100_000)
+    batch_size: int = _setting(100, "Users of one step.", low=1, high=100_000, tune=(25, 400, "log"))
     epochs: int = _setting(200, "Passes over the users at most.", low=1, high=100_000, presets=("softmax",))
     patience: int = _setting(
         15, "Epochs without a better validation NDCG before it stops.", low=1, presets=("softmax",)
@@ -108,7 +125,7 @@ class TrainConfig:
         if self.preset == "colab" and (not self.hidden_dims or self.hidden_dims[-1] != self.embedding_dim):
             raise UsageError(
                 f"the last of hidden_dims must be embedding_dim={self.embedding_dim} in preset colab, where "
-                f"V_j is the input table, found {_show(self.hidden_dims)}"
+                f"V_j is the input table, found {show_value(self.hidden_dims)}"
             )
 
     @classmethod
@@ -142,13 +159,7 @@ class TrainConfig:
     @classmethod
     def parse(cls, preset: str, assignments: Sequence[str]) -> TrainConfig:
         """Return the configuration of texts of the form key=value; the last of a key counts."""
-        settings: dict[str, str] = {}
-        for assignment in assignments:
-            key, equals, value = assignment.partition("=")
-            if not equals:
-                raise UsageError(f"setting {assignment!r} has no '='; write it as key=value")
-            settings[key.strip()] = value.strip()
-        return cls.of(preset, settings)
+        return cls.of(preset, assigned(assignments))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that the preset uses, as JSON knows them."""
@@ -171,13 +182,14 @@ class FieldInfo:
     open_high: bool
     choices: tuple[str, ...]
     presets: tuple[str, ...]
+    tune: tuple[Any, ...]  # what `tune` searches: (low, high, "log" or "linear"), or choices; () is nothing
 
     @property
     def shown_default(self) -> str:
         """The default as it would be typed, with what other presets set instead."""
-        shown = [_show(self.default)]
+        shown = [show_value(self.default)]
         shown += [
-            f"{preset}: {_show(changes[self.name])}"
+            f"{preset}: {show_value(changes[self.name])}"
             for preset, changes in PRESETS.items()
             if self.name in changes
         ]
@@ -223,7 +235,7 @@ class FieldInfo:
         return above and below
 
     def _error(self, value: Any) -> UsageError:
-        return UsageError(f"{self.name} must be {self.expected}, found {_show(value)!r}")
+        return UsageError(f"{self.name} must be {self.expected}, found {show_value(value)!r}")
 
     @property
     def expected(self) -> str:
@@ -244,6 +256,17 @@ class FieldInfo:
         return " ".join([noun, *limits])
 
 
+def assigned(assignments: Sequence[str]) -> dict[str, str]:
+    """Return the settings in texts of the form key=value; raises UsageError where one has no '='."""
+    settings: dict[str, str] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"setting {assignment!r} has no '='; write it as key=value")
+        settings[key.strip()] = value.strip()
+    return settings
+
+
 def field_infos() -> list[FieldInfo]:
     """Return the fields of TrainConfig in their order."""
     return [
@@ -257,7 +280,8 @@ def field_infos() -> list[FieldInfo]:
     ]
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """Return value as it would be typed after -P KEY=."""
     if value is None:
         return "auto"
     if isinstance(value, tuple | list):

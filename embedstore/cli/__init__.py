@@ -41,6 +41,7 @@ COMMANDS = {
     "status": "embedstore.cli.sync:status",
     "sync": "embedstore.cli.sync:sync",
     "train": "embedstore.cli.train:train",
+    "tune": "embedstore.cli.tune:tune",
     "verify": "embedstore.cli.sync:verify",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +28,8 @@ __all__ = [
     "runs_option",
     "setting",
     "store_option",
+    "train_settings",
+    "write_train_settings",
 ]
 
 SETTINGS_FILE = "embedstore.toml"
@@ -35,6 +37,7 @@ KEY_VARIABLE = "EMBEDSTORE_QDRANT_API_KEY"
 DEFAULTS = {"data": "data", "runs": "runs", "store": "store", "alias": "movies"}
 # How a server is reached: settings without a default, kept apart from the parameters of a command.
 SERVER = {"api_key_file": "", "ca_file": "", "grpc_port": ""}
+TRAIN = "train"  # the table of what `train` takes where no flag says otherwise
 _META = "embedstore.connection"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -137,6 +140,72 @@ def live_in(location: str) -> Callable[[str, int], str]:
     return run_of
 
 
+def train_settings(preset: str | None) -> tuple[str, dict[str, Any]]:
+    """Return the preset to train and its settings in the table [train] of embedstore.toml.
+
+    preset: what a flag says, else the table's, else softmax. The settings of the table belong to its
+    own preset; another one has none of them. Raises UsageError where they are none of the preset.
+    """
+    from embedstore.training.config import TrainConfig
+
+    table = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in _file_values().get(TRAIN, {}).items()
+    }
+    own = str(table.pop("preset", "softmax"))
+    try:
+        TrainConfig.of(own, table)
+    except UsageError as error:
+        raise UsageError(f"{SETTINGS_FILE}, table [{TRAIN}]: {error}") from None
+    return preset or own, table if preset in (None, own) else {}
+
+
+def write_train_settings(preset: str, settings: Mapping[str, Any]) -> list[str]:
+    """Make the table [train] of embedstore.toml hold preset and settings, and nothing else.
+
+    Everything outside of it stays as it is, comments too. Returns a line for each change. Raises
+    UsageError where the file cannot be read or edited.
+    """
+    import tomlkit
+
+    from embedstore.runs.manifest import replace_file
+
+    def shown(value: Any) -> str:
+        return str(tomlkit.item(value).as_string())
+
+    wanted = {"preset": preset, **{key: _toml(value) for key, value in settings.items()}}
+    before = _file_values()
+    path = Path(SETTINGS_FILE).resolve()
+    document = tomlkit.parse(path.read_bytes().decode() if path.exists() else "")
+    old = before.get(TRAIN, {})
+    if TRAIN not in document:
+        if before:
+            document.add(tomlkit.nl())
+        document[TRAIN] = tomlkit.table()
+    table: Any = document[TRAIN]
+    changes = []
+    for key in [*wanted, *(key for key in old if key not in wanted)]:
+        if key not in wanted:
+            del table[key]
+            changes.append(f"{key} = {shown(old[key])} removed")
+        elif old.get(key) != wanted[key]:
+            table[key] = wanted[key]
+            was = f", was {shown(old[key])}" if key in old else ""
+            changes.append(f"{key} = {shown(wanted[key])}{was}")
+    content = tomlkit.dumps(document).encode()
+    if _parse(content) != {**before, TRAIN: wanted}:
+        raise UsageError(f"{SETTINGS_FILE} cannot be edited in place; write its table [{TRAIN}] by hand")
+    if changes:
+        replace_file(path, content)
+    return changes
+
+
+def _toml(value: Any) -> Any:
+    if value is None:
+        return "auto"
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
     context.meta.setdefault(_META, {})[parameter.name] = value
 
@@ -179,17 +248,21 @@ def _variable(name: str) -> str:
 
 
 def _file_setting(name: str) -> str:
+    return str(_file_values().get(name, {**DEFAULTS, **SERVER}[name]))
+
+
+def _file_values() -> dict[str, Any]:
     try:
         with open(SETTINGS_FILE, "rb") as file:
             text = file.read()
     except FileNotFoundError:
-        return {**DEFAULTS, **SERVER}[name]
+        return {}
     except OSError as error:
         raise UsageError(f"{SETTINGS_FILE} cannot be read: {error.strerror}; move or repair it") from error
-    return _parse(text).get(name, {**DEFAULTS, **SERVER}[name])
+    return _parse(text)
 
 
-def _parse(text: bytes) -> dict[str, str]:
+def _parse(text: bytes) -> dict[str, Any]:
     import tomllib
 
     try:
@@ -197,6 +270,8 @@ def _parse(text: bytes) -> dict[str, str]:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{SETTINGS_FILE} is not valid TOML ({error}); correct it") from error
     for key, value in values.items():
+        if key == TRAIN and isinstance(value, dict):
+            continue
         if key not in SERVER and re.search("key|token|password", key.lower()):
             raise UsageError(
                 f"{SETTINGS_FILE} has {key!r}, but is no place for a key; put it in {KEY_VARIABLE} or in a "
@@ -205,8 +280,10 @@ def _parse(text: bytes) -> dict[str, str]:
         if key not in DEFAULTS and key not in SERVER:
             raise UsageError(
                 f"{SETTINGS_FILE} has an unknown key {key!r}; "
-                f"expected one of {', '.join([*DEFAULTS, *SERVER])}"
+                f"expected one of {', '.join([*DEFAULTS, *SERVER, TRAIN])}"
             )
+        if key == TRAIN:
+            raise UsageError(f"{SETTINGS_FILE}: {key} must be a table of settings, found {value!r}")
         if not isinstance(value, str) or not value.strip():
             raise UsageError(f"{SETTINGS_FILE}: {key} must be a text that is not empty, found {value!r}")
     return values

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedstore.cli.output import Column, print_json, print_table
-from embedstore.cli.settings import data_option, runs_option, setting
+from embedstore.cli.settings import data_option, runs_option, setting, train_settings
 from embedstore.errors import NotFoundError, UsageError
-from embedstore.training.config import PRESETS, TrainConfig, field_infos
+from embedstore.training.config import PRESETS, TrainConfig, assigned, field_infos
 
 if TYPE_CHECKING:
     from embedstore.data.dataset import Dataset
     from embedstore.training.prepared import TrainProgress
 
-__all__ = ["start_tensorflow", "train"]
+__all__ = ["load_dataset", "start_tensorflow", "train"]
 
 
 class _TrainCommand(click.Command):
@@ -45,8 +45,8 @@ class _TrainCommand(click.Command):
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
-    default="softmax",
-    show_default=True,
+    default=None,
+    show_default="that of embedstore.toml, or softmax",
     help="softmax: the softmax DNN trained well; colab: the course's model, kept faithful.",
 )
 @click.option("-P", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a setting; repeatable.")
@@ -56,7 +56,7 @@ class _TrainCommand(click.Command):
 def train(
     data_dir: Path,
     runs_dir: Path,
-    preset: str,
+    preset: str | None,
     assignments: tuple[str, ...],
     seed: int | None,
     columns: str | None,
@@ -67,10 +67,14 @@ def train(
     --data is the name of a data set (`ml-100k`, as fetched), or the path of its folder or file;
     without it, the only data set in the folder of the data sets is taken. Prints the run id, where
     it was written, and NDCG@100 and Recall@20 of held-out users beside popularity and EASE.
+
+    Settings come from -P, then from the table [train] of embedstore.toml where its preset is the one
+    that is trained (`embedstore tune --write` makes it), then from the defaults below.
     """
-    settings = list(assignments) + ([] if seed is None else [f"seed={seed}"])
-    config = TrainConfig.parse(preset, settings)
-    dataset = _load(data_dir, columns)
+    preset, settings = train_settings(preset)
+    given = assigned([*assignments, *([] if seed is None else [f"seed={seed}"])])
+    config = TrainConfig.of(preset, {**settings, **given})
+    dataset = load_dataset(data_dir, columns)
     start_tensorflow()
     from embedstore.training import train as train_run
 
@@ -79,7 +83,11 @@ def train(
     _print_result(path, as_json)
 
 
-def _load(data: Path, columns: str | None) -> Dataset:
+def load_dataset(data: Path, columns: str | None) -> Dataset:
+    """Return the data set that --data names, without it the only one there.
+
+    Raises NotFoundError where there is none, UsageError where there are several.
+    """
     from embedstore.loaders import load, resolve
 
     home = Path(setting("data"))

@@ -77,12 +77,26 @@ def train(
 def train_model(dataset: Dataset, config: TrainConfig, *, progress: Progress | None = None) -> Trained:
     """Train and measure a model without writing it; see train."""
     data = prepare(dataset, config)
-    fitted = fit(data, config, progress=progress)
+    fitted = fit(data, config, progress=progress, learn_validation=True)
     return Trained(data, fitted, _metrics(data, fitted))
 
 
-def fit(data: Prepared, config: TrainConfig, *, progress: Progress | None = None) -> Fitted:
-    """Train the model of config on prepared data, as train does, and measure nothing."""
+def fit(
+    data: Prepared,
+    config: TrainConfig,
+    *,
+    progress: Progress | None = None,
+    learn_validation: bool = False,
+) -> Fitted:
+    """Train the model of config on prepared data, as train does, and measure nothing.
+
+    learn_validation: a preset that does not stop early learns from the validation users as well.
+    """
+    if config.preset == "linear":
+        from embedstore.training import linear
+
+        users = np.concatenate([data.split.train, data.split.validation if learn_validation else []])
+        return linear.fit(data, config, np.sort(users).astype(np.int64))
     import keras
     import tensorflow as tf
 

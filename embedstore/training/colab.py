@@ -60,7 +60,7 @@ class ColabModel(keras.Model):  # type: ignore[misc]
             np.random.default_rng([config.seed, 2]).integers(2**31, size=16 + len(config.hidden_dims))
         )
         self.incidence = {"genres": tf.constant(genres), "years": tf.constant(years)}
-        dims = {"genres": GENRE_DIM, "movies": config.embedding_dim, "years": YEAR_DIM}
+        dims = {"genres": GENRE_DIM, "movies": config.hidden_dims[-1], "years": YEAR_DIM}
         counts = {"genres": genres.shape[1], "movies": len(genres), "years": years.shape[1]}
         self.tables = {
             name: self._weight(name, (counts[name], dims[name]), dims[name], int(next(seeds)))

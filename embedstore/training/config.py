@@ -12,17 +12,19 @@ from typing import Any, Final, Literal, cast
 
 from embedstore.errors import UsageError
 
-__all__ = ["PRESETS", "FieldInfo", "TrainConfig", "assigned", "field_infos", "show_value"]
+__all__ = ["BY_STEPS", "PRESETS", "FieldInfo", "TrainConfig", "assigned", "field_infos", "show_value"]
 
-Preset = Literal["softmax", "colab"]
+Preset = Literal["softmax", "linear", "colab"]
 
 # What a preset sets differently from the defaults of TrainConfig, which are those of softmax.
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "softmax": {},
+    "linear": {"embedding_dim": None, "watched_weight": 0.2},
     "colab": {"embedding_dim": 35, "hidden_dims": (35,), "learning_rate": 8.0, "batch_size": 200},
 }
 
-BOTH = ("softmax", "colab")
+ALL = ("softmax", "linear", "colab")
+BY_STEPS: Final = ("softmax", "colab")  # trained with TensorFlow
 
 
 def _setting(
@@ -34,7 +36,7 @@ def _setting(
     open_low: bool = False,
     open_high: bool = False,
     choices: Sequence[str] = (),
-    presets: Sequence[str] = BOTH,
+    presets: Sequence[str] = ALL,
     tune: tuple[Any, ...] = (),
 ) -> Any:
     metadata = {
@@ -54,10 +56,20 @@ def _setting(
 class TrainConfig:
     """The settings of one training. Raises UsageError where one has a wrong type or range."""
 
-    preset: Preset = _setting("softmax", "What is trained.", choices=BOTH)
-    embedding_dim: int = _setting(128, "Width of psi(X) and of V_j.", low=2, high=4096, tune=(16, 256, "log"))
+    preset: Preset = _setting("softmax", "What is trained.", choices=ALL)
+    embedding_dim: int | None = _setting(
+        128,
+        "Width of psi(X) and of V_j; auto grows with the root of the number of ratings, 32 to 256.",
+        low=2,
+        high=4096,
+        tune=(16, 256, "log"),
+    )
     hidden_dims: tuple[int, ...] = _setting(
-        (), "Widths of the hidden layers (600,200); none makes an additive tower.", low=1, high=16384
+        (),
+        "Widths of the hidden layers (600,200); none makes an additive tower.",
+        low=1,
+        high=16384,
+        presets=BY_STEPS,
     )
     pooling: str = _setting(
         "mean",
@@ -73,7 +85,7 @@ class TrainConfig:
         "Weight of a watched movie in the loss; a liked one has 1.",
         low=0,
         high=1,
-        presets=("softmax",),
+        presets=("softmax", "linear"),
         tune=(0.0, 1.0, "linear"),
     )
     dropout: float = _setting(
@@ -92,6 +104,7 @@ class TrainConfig:
         low=0,
         high=1000,
         open_low=True,
+        presets=BY_STEPS,
         tune=(3e-4, 0.03, "log"),
     )
     l2: float = _setting(
@@ -101,15 +114,76 @@ class TrainConfig:
         presets=("softmax",),
         tune=(1e-7, 1e-3, "log"),
     )
-    batch_size: int = _setting(100, "Users of one step.", low=1, high=100_000, tune=(25, 400, "log"))
+    batch_size: int = _setting(
+        100, "Users of one step.", low=1, high=100_000, presets=BY_STEPS, tune=(25, 400, "log")
+    )
     epochs: int = _setting(200, "Passes over the users at most.", low=1, high=100_000, presets=("softmax",))
     patience: int = _setting(
         15, "Epochs without a better validation NDCG before it stops.", low=1, presets=("softmax",)
     )
     steps: int = _setting(3000, "Steps of one batch.", low=1, high=10_000_000, presets=("colab",))
-    validation_share: float = _setting(
-        0.1, "Share of the users for early stopping.", low=0, high=0.4, presets=BOTH
+    softness: float = _setting(
+        0.4,
+        "How gradually a rating becomes liked around the target, in standard deviations of the ratings; 0 "
+        "is a step.",
+        low=0,
+        high=10,
+        presets=("linear",),
+        tune=(0.0, 1.0, "linear"),
     )
+    regularisation: float | None = _setting(
+        None,
+        "Ridge of the solve; auto is 30 x the root of the mean number of ratings of a movie.",
+        low=0,
+        open_low=True,
+        presets=("linear",),
+        tune=(50.0, 2000.0, "log"),
+    )
+    degree_penalty: float = _setting(
+        0.2,
+        "Ridge in proportion to how often a movie was watched.",
+        low=0,
+        presets=("linear",),
+        tune=(0.0, 1.0, "linear"),
+    )
+    item_power: float = _setting(
+        0.1,
+        "Movies are scaled by their number of ratings to minus this power before the ridge.",
+        low=-0.5,
+        high=0.5,
+        presets=("linear",),
+        tune=(0.0, 0.3, "linear"),
+    )
+    user_power: float = _setting(
+        0.5,
+        "A user weighs as the length of their history to minus this power.",
+        low=0,
+        high=1,
+        presets=("linear",),
+        tune=(0.0, 0.8, "linear"),
+    )
+    genre_weight: float = _setting(
+        1.5,
+        "How much each genre counts as a user who watched and liked all of it.",
+        low=0,
+        presets=("linear",),
+        tune=(0.0, 4.0, "linear"),
+    )
+    popularity_prior: float = _setting(
+        0.0,
+        "Weight of the popularity of a movie in its score, in standard deviations of the scores.",
+        low=0,
+        presets=("linear",),
+        tune=(0.0, 1.0, "linear"),
+    )
+    largest_solve: int = _setting(
+        12_000,
+        "Movies in the solve, the most watched; the rest are folded in by regression.",
+        low=2,
+        high=100_000,
+        presets=("linear",),
+    )
+    validation_share: float = _setting(0.1, "Share of the users for early stopping.", low=0, high=0.4)
     test_share: float = _setting(0.15, "Share of the users for the metrics.", low=0, high=0.4)
     split_seed: int = _setting(
         0,
@@ -124,8 +198,8 @@ class TrainConfig:
             info.check(getattr(self, info.name))
         if self.preset == "colab" and (not self.hidden_dims or self.hidden_dims[-1] != self.embedding_dim):
             raise UsageError(
-                f"the last of hidden_dims must be embedding_dim={self.embedding_dim} in preset colab, where "
-                f"V_j is the input table, found {show_value(self.hidden_dims)}"
+                f"the last of hidden_dims must be embedding_dim={show_value(self.embedding_dim)} in preset "
+                f"colab, where V_j is the input table, found {show_value(self.hidden_dims)}"
             )
 
     @classmethod
@@ -173,7 +247,7 @@ class FieldInfo:
     """One field of TrainConfig: what it means, which values it takes, which presets use it."""
 
     name: str
-    kind: str  # the annotation: int, float, str, "float | None", "tuple[int, ...]" or Preset
+    kind: str  # the annotation: int, float, str, "int | None", "float | None", "tuple[int, ...]" or Preset
     default: Any
     text: str
     low: float | None
@@ -202,8 +276,9 @@ class FieldInfo:
                 return int(text)
             if self.kind == "float":
                 return float(text)
-            if self.kind == "float | None":
-                return None if text == "auto" else float(text)
+            if self.kind in ("int | None", "float | None"):
+                number = int if self.kind.startswith("int") else float
+                return None if text == "auto" else number(text)
             if self.kind.startswith("tuple"):
                 return () if text in ("", "none") else tuple(int(part) for part in text.split(","))
         except ValueError:
@@ -212,7 +287,7 @@ class FieldInfo:
 
     def check(self, value: Any) -> None:
         """Raise UsageError where value has a wrong type or is out of range."""
-        if self.kind == "float | None" and value is None:
+        if self.kind.endswith("| None") and value is None:
             return
         if self.choices:
             if value not in self.choices:
@@ -221,7 +296,7 @@ class FieldInfo:
         values = value if self.kind.startswith("tuple") else (value,)
         if not isinstance(values, tuple):
             raise self._error(value)
-        whole = self.kind == "int" or self.kind.startswith("tuple")
+        whole = self.kind.startswith(("int", "tuple"))
         for number in values:
             typed = isinstance(number, int if whole else int | float) and not isinstance(number, bool)
             if not typed or not math.isfinite(number) or not self._inside(number):
@@ -244,6 +319,7 @@ class FieldInfo:
             return " or ".join(self.choices)
         noun = {
             "int": "a whole number",
+            "int | None": "a whole number or auto",
             "float": "a number",
             "float | None": "a number or auto",
             "tuple[int, ...]": "none or whole numbers with commas",

@@ -44,10 +44,12 @@ Progress = Callable[[TrainProgress], None]
 class Prepared:
     """Ratings with movies as rows of the run (the rated movies), the split, what is held out.
 
-    histories: every user's, oldest first. liked: one per rating of histories.
+    catalog_rows: the movies' rows in dataset.catalog. histories: every user's, oldest first. liked:
+    one per rating of histories.
     """
 
     dataset: Dataset
+    catalog_rows: Rows
     histories: Bags
     liked: npt.NDArray[np.bool_]
     n_movies: int
@@ -73,6 +75,31 @@ class Prepared:
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         shift = np.repeat(starts - offsets[:-1], sizes)
         return np.arange(int(offsets[-1]), dtype=np.int64) + shift, offsets
+
+    def grades_of(
+        self, users: Rows, *, watched_weight: float, softness: float = 0
+    ) -> npt.NDArray[np.float64]:
+        """Return how much each rating of users counts as liked, from watched_weight to 1.
+
+        softness 0 is a step at the target; else a logistic curve that is halfway up half a star (an
+        eighth of the target) below it, softness x the standard deviation of all ratings wide.
+        """
+        positions, _ = self.positions_of(users)
+        ratings = self.dataset.ratings[positions].astype(np.float64)
+        spread = float(self.dataset.ratings.std())
+        if softness and spread:
+            from scipy.special import expit
+
+            liking = expit((ratings - 0.875 * self.target) / (softness * spread))
+        else:
+            liking = self.liked[positions].astype(np.float64)
+        return np.asarray(watched_weight + (1 - watched_weight) * liking)
+
+    def embedding_dim(self, config: TrainConfig) -> int:
+        """Return the width of config; auto is 64 at 100,000 ratings and grows with their root."""
+        if config.embedding_dim is not None:
+            return config.embedding_dim
+        return int(np.clip(16 * round(4 * (self.histories.rows.size / 100_000) ** 0.5), 32, 256))
 
 
 @dataclass(frozen=True)
@@ -131,6 +158,7 @@ def prepare(dataset: Dataset, config: TrainConfig) -> Prepared:
     )
     return Prepared(
         dataset=dataset,
+        catalog_rows=vocabulary,
         histories=histories,
         liked=liked,
         n_movies=int(vocabulary.size),

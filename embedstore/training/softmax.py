@@ -44,7 +44,7 @@ class SoftmaxModel(keras.Model):  # type: ignore[misc]
 
     def __init__(self, config: TrainConfig, history: Matrix, movies: Matrix, bias: Matrix) -> None:
         super().__init__()
-        width = config.embedding_dim - 1
+        width = history.shape[1]
         self.pooling = config.pooling
         self.history = self._table("history", history)
         self.movies = self._table("movies", movies)
@@ -121,7 +121,8 @@ def fit(data: Prepared, config: TrainConfig, progress: Progress | None = None) -
     positions, offsets = data.positions_of(data.split.train)
     rows = data.histories.rows[positions]
     weights = np.where(data.liked[positions], 1.0, config.watched_weight).astype(np.float32)
-    model = SoftmaxModel(config, *_initial(Bags(rows, offsets), weights, data.n_movies, config))
+    start = _initial(Bags(rows, offsets), weights, data.n_movies, data.embedding_dim(config) - 1, config.seed)
+    model = SoftmaxModel(config, *start)
     optimizer = keras.optimizers.Adam(config.learning_rate)
     optimizer.build(model.trainable_variables)
     steps = _steps_function(model, optimizer, rows, offsets, weights, data.n_movies, config)
@@ -238,23 +239,22 @@ def _weights_of(model: SoftmaxModel) -> list[npt.NDArray[Any]]:
 
 
 def _initial(
-    bags: Bags, weights: npt.NDArray[np.float32], n_movies: int, config: TrainConfig
+    bags: Bags, weights: npt.NDArray[np.float32], n_movies: int, width: int, seed: int
 ) -> tuple[Matrix, Matrix, Matrix]:
-    """Return E and V (n_movies, embedding_dim - 1) and the item bias (n_movies,) to start from.
+    """Return E and V (n_movies, width) and the item bias (n_movies,) to start from.
 
     V = the right singular vectors of the weights, divided by the root of the length of a history
     and by popularity^0.25; E = V, scaled by the same power of popularity.
     """
     from scipy.sparse import csr_array
 
-    width = config.embedding_dim - 1
     sizes = np.maximum(bags.sizes, 1)
     values = weights / np.sqrt(np.repeat(sizes, bags.sizes))
     matrix = csr_array((values.astype(np.float64), bags.rows, bags.offsets), shape=(len(bags), n_movies))
     popularity = np.asarray(matrix.sum(axis=0)).ravel() + 1
     scale = popularity**-_POPULARITY_POWER
     matrix = csr_array(matrix.multiply(scale[None, :]))
-    rng = np.random.default_rng([config.seed, 4])
+    rng = np.random.default_rng([seed, 4])
     vectors = _right_vectors(matrix, width, rng)  # (n_movies, width)
     totals = np.bincount(bags.rows, weights=weights, minlength=n_movies)
     bias = np.log(totals + 0.5) - np.log(totals.sum() / n_movies)

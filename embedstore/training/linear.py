@@ -1,0 +1,228 @@
+"""The linear recommender in closed form: no TensorFlow, no epochs, seconds.
+
+One row E_j per watched movie, psi(X) = their mean, fitted by ridge regression from what a user
+watched (Z) to how much they liked it (Y), where no movie may predict itself: with G = Z'DZ, D =
+1 / sqrt(length of the history), P = (G + ridge)^-1,
+
+    B = P (Z'DY - diag(gamma)),  gamma_j = (P Z'DY)_jj / P_jj,  so that diag(B) = 0
+
+(EASE, Steck 2019, with a target that is not the input). Then the scores S = Z B of the training
+users are compressed: V = the top right singular vectors of S, E = B V, so that E V' is the best
+approximation of B for these users at that width.
+
+P alone is dense and n_movies^3; B is never formed. Movies beyond the largest_solve most watched are
+folded in afterwards by regression on psi.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedstore.data.features import Bags, Rows
+from embedstore.errors import DataError
+from embedstore.runs.tower import AdditiveTower
+from embedstore.training.config import TrainConfig
+from embedstore.training.prepared import Fitted, Prepared
+
+__all__ = ["fit", "solve"]
+
+Matrix = npt.NDArray[np.float32]
+
+_RIDGE = 30.0  # times the root of the mean number of ratings of a movie: 200 on ML-100K
+_POWER_STEPS = 6  # of the subspace iteration
+_OVERSAMPLING = 16
+_FOLDED_RIDGE = 0.1  # of the mean variance of psi
+_FOLDED_SHRINKAGE = 10.0  # watchers that a folded movie needs for half of their mean psi
+_BLOCK = 1024  # movies
+_BYTES = 9  # of memory per pair of movies: two float32 matrices and what passes through
+_SAMPLE = 1000  # users whose scores tell how far scores spread
+
+
+def fit(data: Prepared, config: TrainConfig, users: Rows) -> Fitted:
+    """Return the additive model that is learned from the histories of users.
+
+    Raises DataError where the solve does not fit into memory or is singular.
+    """
+    history, movies = solve(data, config, users)
+    return Fitted(model=None, movie_vectors=movies, tower=AdditiveTower(history), log=[])
+
+
+def solve(data: Prepared, config: TrainConfig, users: Rows) -> tuple[Matrix, Matrix]:
+    """Return E and V, each (n_movies, embedding_dim) float32; raises what fit raises."""
+    watched = data.bags_of(users)
+    grades = data.grades_of(users, watched_weight=config.watched_weight, softness=config.softness)
+    counts = np.bincount(watched.rows, minlength=data.n_movies)
+    n_solved = min(config.largest_solve, data.n_movies)
+    _check_memory(n_solved)
+    solved = np.sort(np.argsort(-counts, kind="stable")[:n_solved])
+    z = _sparse(watched, np.ones(watched.rows.size), data.n_movies)
+    y = _sparse(watched, grades, data.n_movies)
+    dim = data.embedding_dim(config)
+    prior = int(config.popularity_prior > 0)
+    width = min(dim - prior, n_solved)
+    if n_solved == data.n_movies:
+        history, movies = _factorise(z, y, _genres(data, solved, config.genre_weight), config, width)
+    else:
+        parts = _factorise(
+            z[:, solved], y[:, solved], _genres(data, solved, config.genre_weight), config, width
+        )
+        history, movies = _fold_in(z, y, solved, *parts, config.user_power)
+    if prior:
+        history, movies = _with_prior(z, y, history, movies, config.popularity_prior)
+    missing = ((0, 0), (0, dim - movies.shape[1]))
+    return np.pad(history, missing), np.pad(movies, missing)
+
+
+def _factorise(z: Any, y: Any, genres: Matrix, config: TrainConfig, width: int) -> tuple[Matrix, Matrix]:
+    """Return E and V of the movies in the columns of z (watched) and y (how much liked).
+
+    genres: (n_genres, n_movies), rows that count as users who watched and liked these movies.
+    """
+    from scipy.linalg.lapack import spotrf, spotri
+
+    gram, cross = _products(z, y, genres, config.user_power)
+    counts = np.asarray(z.sum(axis=0))
+    diagonal = np.maximum(gram.diagonal(), 1e-9).astype(np.float64)
+    scale = diagonal**-config.item_power
+    scale *= np.sqrt(counts.mean() / np.mean(scale**2 * diagonal))
+    column = scale.astype(np.float32)[:, None]
+    gram *= column
+    gram *= column.T
+    cross *= column
+    cross *= column.T
+    ridge = config.regularisation or _RIDGE * np.sqrt(counts.mean())
+    gram[np.diag_indices_from(gram)] += ridge + config.degree_penalty * gram.diagonal()
+    # gram is symmetric: its transpose is the same matrix in LAPACK's own order, so nothing is copied
+    inverse, failed = spotrf(gram.T, lower=True, overwrite_a=True)
+    if failed:
+        raise DataError("the ratings leave the solve singular; raise -P regularisation or -P degree_penalty")
+    inverse = spotri(inverse, lower=True, overwrite_c=True)[0]
+    _mirror(inverse)
+    gamma = np.einsum("ij,ji->i", inverse, cross) / inverse.diagonal()
+    cross[np.diag_indices_from(cross)] -= gamma
+
+    def b(vectors: Matrix) -> Matrix:
+        product: Matrix = inverse @ (cross @ (vectors / column))
+        return product * column
+
+    def b_transposed(vectors: Matrix) -> Matrix:
+        product: Matrix = cross.T @ (inverse @ (vectors * column))
+        return product / column
+
+    z = z.astype(np.float32)
+    start = np.random.default_rng(config.seed).normal(
+        size=(z.shape[1], min(width + _OVERSAMPLING, z.shape[1]))
+    )
+    vectors = np.linalg.qr(start.astype(np.float32))[0]
+    for _ in range(_POWER_STEPS):
+        vectors = np.linalg.qr(b_transposed(z.T @ (z @ b(vectors))))[0]
+    scores = (z @ b(vectors)).astype(np.float64)
+    rotation = np.linalg.eigh(scores.T @ scores)[1][:, ::-1]
+    movies = vectors @ rotation[:, :width].astype(np.float32)
+    return b(movies), movies
+
+
+def _products(z: Any, y: Any, genres: Matrix, user_power: float) -> tuple[Matrix, Matrix]:
+    """Return Z'DZ and Z'DY with the genres as more users, dense (n_movies, n_movies) float32."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    weighted = _weighted(z, user_power).T.tocsr()
+
+    def product(right: Any) -> Matrix:
+        dense = np.empty((z.shape[1], z.shape[1]), np.float32)
+        for start in range(0, len(dense), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            dense[rows] = (weighted[rows] @ right).toarray()
+            dense[rows] += genres[:, rows].T @ genres
+        return dense
+
+    with ThreadPoolExecutor(max_workers=2) as threads:  # SciPy releases the GIL
+        gram, cross = threads.map(product, (z, y))
+    return gram, cross
+
+
+def _mirror(lower: Matrix) -> None:
+    """Fill the upper triangle of a square matrix from its lower one, in place."""
+    for start in range(0, len(lower), _BLOCK):
+        stop = start + _BLOCK
+        lower[start:stop, stop:] = lower[stop:, start:stop].T
+        square = lower[start:stop, start:stop]
+        square[:] = np.tril(square) + np.tril(square, -1).T
+
+
+def _fold_in(
+    z: Any, y: Any, solved: Rows, history: Matrix, movies: Matrix, user_power: float
+) -> tuple[Matrix, Matrix]:
+    """Return E and V of all movies, given those of the solved ones.
+
+    V_j of another movie: how much it was liked, by ridge regression on the users' sums of E. E_j:
+    the mean psi of its watchers, shrunk to 0 where they are few.
+    """
+    rest = np.setdiff1d(np.arange(z.shape[1]), solved)
+    sums = z[:, solved] @ history  # (n_users, width)
+    weighted = _weighted(sums, user_power, z)
+    spread = weighted.T @ sums
+    ridge = _FOLDED_RIDGE * np.trace(spread) / len(spread)
+    targets = np.asarray(y[:, rest].T @ weighted)
+    shape = (z.shape[1], history.shape[1])
+    all_history, all_movies = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    all_history[solved], all_movies[solved] = history, movies
+    all_movies[rest] = np.linalg.solve(spread + ridge * np.eye(len(spread)), targets.T).T
+    psi = sums / np.maximum(np.asarray(z[:, solved].sum(axis=1)), 1)[:, None]
+    watchers = np.asarray(z[:, rest].sum(axis=0))
+    all_history[rest] = np.asarray(z[:, rest].T @ psi) / (watchers + _FOLDED_SHRINKAGE)[:, None]
+    return all_history, all_movies
+
+
+def _with_prior(z: Any, y: Any, history: Matrix, movies: Matrix, weight: float) -> tuple[Matrix, Matrix]:
+    """Return E and V with one more dimension: 1 and the log popularity, weight x as wide as the scores."""
+    part = z[:_SAMPLE]
+    scores = (part @ history / np.maximum(part.sum(axis=1), 1)[:, None]) @ movies.T
+    popularity = np.log1p(np.asarray(y.sum(axis=0)))
+    popularity = (popularity - popularity.mean()) / max(float(popularity.std()), 1e-9)
+    prior = (weight * scores.std() * popularity).astype(np.float32)[:, None]
+    return np.concatenate([history, np.ones_like(prior)], axis=1), np.concatenate([movies, prior], axis=1)
+
+
+def _sparse(bags: Bags, values: npt.NDArray[np.float64], n_movies: int) -> Any:
+    from scipy.sparse import csr_array
+
+    shape = (len(bags), n_movies)
+    return csr_array((values.astype(np.float32), bags.rows.astype(np.int32), bags.offsets), shape=shape)
+
+
+def _weighted(rows: Any, user_power: float, z: Any = None) -> Any:
+    """Return rows (one per user of z, or z itself) divided by the length of the history ^ user_power."""
+    from scipy.sparse import diags_array
+
+    sizes = np.maximum(np.diff((rows if z is None else z).indptr), 1)
+    return diags_array((sizes**-user_power).astype(np.float32)) @ rows
+
+
+def _genres(data: Prepared, movies: Rows, weight: float) -> Matrix:
+    """Return one row per genre, (n_genres, n_movies): weight / root of its size where a movie has it.
+
+    So that movies of one genre predict each other a little, the rarer the genre the more.
+    """
+    catalog = [data.dataset.catalog[row] for row in data.catalog_rows[movies].tolist()]
+    names = sorted({genre for movie in catalog for genre in movie.genres})
+    member = np.array([[name in movie.genres for movie in catalog] for name in names], np.float32)
+    member = member.reshape(len(names), len(catalog))
+    sizes = np.maximum(member.sum(axis=1, keepdims=True), 1)
+    return np.asarray(member * weight / sizes**0.25)
+
+
+def _check_memory(n_movies: int) -> None:
+    """Raise DataError where the dense matrices of the solve are larger than the machine's memory."""
+    needed = _BYTES * n_movies**2
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        fits = int((memory / 2 / _BYTES) ** 0.5) // 1000 * 1000
+        raise DataError(
+            f"the solve of {n_movies:,} movies needs {needed / 1e9:.1f} GB of memory, this machine has "
+            f"{memory / 1e9:.1f}; lower -P largest_solve, to {fits} for example: the rest is folded in"
+        )

@@ -124,9 +124,10 @@ class _Lists:
         """Whether each place holds a target, shape (n_users, width)."""
         n_rows = 1 + max(int(self.ranked.max(initial=-1)), int(self.targets.rows.max(initial=-1)))
         user = np.arange(len(self.ranked))
-        wanted = np.repeat(user, self.targets.sizes) * n_rows + self.targets.rows
-        hits: npt.NDArray[np.bool_] = np.isin(self.ranked + user[:, None] * n_rows, wanted)
-        return hits & (self.ranked >= 0)
+        wanted = np.sort(np.repeat(user, self.targets.sizes) * n_rows + self.targets.rows)
+        asked = self.ranked + user[:, None] * n_rows
+        hits: npt.NDArray[np.bool_] = np.append(wanted, -1)[np.searchsorted(wanted, asked)] == asked
+        return hits & (self.ranked >= 0)  # np.isin takes three times as long
 
     @cached_property
     def n_targets(self) -> Rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -53,11 +53,15 @@ NO_FILTERS = Filters()
 
 @dataclass(frozen=True)
 class Hit:
-    """One movie that a search found; score is the dot product of its vector and the query vector."""
+    """One movie that a search found; score is the dot product of its vector and the query vector.
+
+    vector: V_j, shape (dim,), where the search was asked for it.
+    """
 
     movie_id: MovieId
     score: float
     payload: Mapping[str, Any]
+    vector: Vector | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -208,7 +212,9 @@ class Store(ABC):
         """Return the flips of alias, newest last; older than the last 100 are forgotten."""
 
     @abstractmethod
-    def nearest(self, name: str, queries: Sequence[Query], limit: int) -> list[list[Hit]]:
+    def nearest(
+        self, name: str, queries: Sequence[Query], limit: int, *, with_vectors: bool = False
+    ) -> list[list[Hit]]:
         """Return, for every query, the limit points of the highest dot product, by descending score.
 
         Unlike search, in any order among equal scores. Reads the version that is being written, if any.
@@ -242,10 +248,12 @@ class Store(ABC):
         limit: int,
         filters: Filters = NO_FILTERS,
         excludes: Sequence[Sequence[MovieId]] | None = None,
+        with_vectors: bool = False,
     ) -> list[list[Hit]]:
         """Return what search returns for every row of vectors, shape (n, dim).
 
-        excludes has one sequence of movies for every row.
+        excludes has one sequence of movies for every row. with_vectors: every hit has its V_j, of the
+        same moment, even where name is an alias that moves.
         """
         metadata = self.metadata(name)
         rows = _checked_queries(vectors, metadata.dim)
@@ -258,12 +266,13 @@ class Store(ABC):
         wanted = min(limit + _TIE_MARGIN, metadata.count)
         queries = [Query(row, filters, exclude) for row, exclude in zip(rows, left_out, strict=True)]
         answers = []
-        for query, first in zip(queries, self.nearest(name, queries, wanted), strict=True):
+        firsts = self.nearest(name, queries, wanted, with_vectors=with_vectors)
+        for query, first in zip(queries, firsts, strict=True):
             found, more = first, wanted
             # Movies that tie with the last one may be beyond the end: look until the scores differ.
             while len(found) == more < metadata.count and found[limit - 1].score == found[-1].score:
                 more = min(2 * more, metadata.count)
-                found = self.nearest(name, [query], more)[0]
+                found = self.nearest(name, [query], more, with_vectors=with_vectors)[0]
             answers.append(sorted(found, key=_rank)[:limit])
         return answers
 

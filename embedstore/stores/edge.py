@@ -368,15 +368,17 @@ class EdgeStore(Store):
 
     # Search
 
-    def nearest(self, name: str, queries: Sequence[Query], limit: int) -> list[list[Hit]]:
+    def nearest(
+        self, name: str, queries: Sequence[Query], limit: int, *, with_vectors: bool = False
+    ) -> list[list[Hit]]:
         shard = self._any_shard(name)
         answers: list[list[Hit]] = []
         for start in range(0, len(queries), _BATCH_QUERIES):
             part = queries[start : start + _BATCH_QUERIES]
             made = [(query.vector.tolist(), _filter_of(query.filters, query.exclude)) for query in part]
             answers += [
-                [Hit(point.payload["movie_id"], point.score, point.payload) for point in found]
-                for found in _query(shard, name, made, limit)
+                [_hit(point, with_vectors) for point in found]
+                for found in _query(shard, name, made, limit, with_vectors)
             ]
         return answers
 
@@ -389,7 +391,7 @@ class EdgeStore(Store):
         for movie_id, key in zip(movie_ids, ids, strict=True):
             if key not in found:
                 raise NotFoundError(f"movie {movie_id} is not in collection {name!r}")
-        rows = [found[key][""] if isinstance(found[key], dict) else found[key] for key in ids]
+        rows = [_unnamed(found[key]) for key in ids]
         return np.array(rows, dtype=np.float32).reshape(len(ids), -1)
 
     # The writer lock
@@ -835,16 +837,35 @@ def _filter_of(filters: Filters, exclude: Sequence[MovieId]) -> edge.Filter | No
 
 
 def _query(
-    shard: edge.EdgeShard, name: str, queries: Sequence[tuple[list[float], edge.Filter | None]], limit: int
+    shard: edge.EdgeShard,
+    name: str,
+    queries: Sequence[tuple[list[float], edge.Filter | None]],
+    limit: int,
+    with_vectors: bool,
 ) -> list[list[Any]]:
     requests = [
-        edge.QueryRequest(limit=limit, query=edge.Query.Nearest(vector), with_payload=True, filter=condition)
+        edge.QueryRequest(
+            limit=limit,
+            query=edge.Query.Nearest(vector),
+            with_payload=True,
+            with_vector=[""] if with_vectors else False,
+            filter=condition,
+        )
         for vector, condition in queries
     ]
     with _engine(f"collection {name!r} cannot be searched"):
         if len(requests) == 1:
             return [shard.query(requests[0])]
         return list(shard.query_batch(edge.QueryBatchRequest(requests)))
+
+
+def _hit(point: Any, with_vectors: bool) -> Hit:
+    vector = np.array(_unnamed(point.vector), np.float32) if with_vectors else None
+    return Hit(point.payload["movie_id"], point.score, point.payload, vector)
+
+
+def _unnamed(vector: Any) -> Any:
+    return vector[""] if isinstance(vector, dict) else vector
 
 
 def _plain_id(value: Any) -> PointId:

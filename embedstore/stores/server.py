@@ -317,11 +317,15 @@ class ServerStore(Store):
                 raise NotFoundError(f"movie {movie_id} is not in collection {name!r}")
         return np.array([found[key] for key in ids], dtype=np.float32).reshape(len(ids), -1)
 
-    def nearest(self, name: str, queries: Sequence[Query], limit: int) -> list[list[Hit]]:
+    def nearest(
+        self, name: str, queries: Sequence[Query], limit: int, *, with_vectors: bool = False
+    ) -> list[list[Hit]]:
         self._check_readable(name)
         bodies = []
         for query in queries:
             body: dict[str, Any] = {"query": query.vector.tolist(), "limit": limit, "with_payload": True}
+            if with_vectors:
+                body["with_vector"] = [""]
             if (condition := _filter_of(query.filters, query.exclude)) is not None:
                 body["filter"] = condition
             bodies.append(body)
@@ -611,7 +615,10 @@ def _hit(point: Mapping[str, Any], name: str) -> Hit:
             f"point {point['id']} of collection {name!r} holds NaN or infinity; "
             "repair it with `embedstore sync`"
         )
-    return Hit(payload["movie_id"], point["score"], payload)
+    vector = _unnamed(point)
+    return Hit(
+        payload["movie_id"], point["score"], payload, None if vector is None else np.array(vector, np.float32)
+    )
 
 
 def _unnamed(record: Mapping[str, Any]) -> Sequence[float] | None:

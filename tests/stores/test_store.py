@@ -107,6 +107,18 @@ def test_search_batch_is_search(store: Store, run: Run) -> None:
     assert batch == [store.search(NAME, run.movie_vectors[k], limit=4, exclude=excludes[k]) for k in range(6)]
 
 
+def test_vectors_come_with_the_hits_where_they_are_asked_for(store: Store, run: Run) -> None:
+    fill(store, run)
+    plain = store.search_batch(NAME, run.movie_vectors[:2], limit=5)
+    assert {hit.vector for hits in plain for hit in hits} == {None}
+    for hits, same in zip(
+        store.search_batch(NAME, run.movie_vectors[:2], limit=5, with_vectors=True), plain, strict=True
+    ):
+        assert hits == same
+        rows = run.movies.rows([hit.movie_id for hit in hits])
+        assert np.array_equal([hit.vector for hit in hits], run.movie_vectors[rows])  # type: ignore[arg-type]
+
+
 def test_ties_are_in_ascending_order_of_movie_id_also_at_the_end(store: Store, run: Run) -> None:
     # 40 points in scores 2 (odd ids) and 1 (even ids): the top 15 are odd ids, in order
     made = vectors(run, [[2.0 if movie_id % 2 else 1.0, 0, 0, 0] for movie_id in range(1, 41)])

@@ -21,6 +21,7 @@ __all__ = [
     "AdditiveTower",
     "DenseTower",
     "MovieFeature",
+    "Terms",
     "TowerInput",
     "TowerLayer",
     "UserTower",
@@ -41,6 +42,19 @@ _ACTIVATIONS: dict[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
 }
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What every movie of a history adds to psi. values: shape (n_history, embedding_dim), float64.
+
+    exact: the values add up to psi, and what does not depend on the history (a bias, the constant
+    dimension) is in all of them in equal parts. Else a value is psi less psi without the movie, all
+    else as it was, and they need not add up to anything.
+    """
+
+    values: npt.NDArray[np.float64]
+    exact: bool
+
+
 class UserTower(Protocol):
     """psi: from the movie rows of a history to the user embedding."""
 
@@ -55,6 +69,12 @@ class UserTower(Protocol):
 
     def batch(self, bags: Bags) -> Matrix:
         """Return the user embeddings, shape (n_users, embedding_dim), of many histories."""
+
+    def terms(self, rows: Sequence[int] | Rows) -> Terms:
+        """Return what every movie of one history adds to psi.
+
+        Raises ValueError where the history is empty.
+        """
 
 
 @dataclass(frozen=True)
@@ -126,6 +146,10 @@ class AdditiveTower:
         _no_empty(bags)
         return _in_batches(bags, self.embedding_dim, lambda part: _pool(self.history_vectors, part, "mean"))
 
+    def terms(self, rows: Sequence[int] | Rows) -> Terms:
+        picked = self.history_vectors.take(_one_history(rows), axis=0).astype(np.float64)
+        return Terms(picked / len(picked), exact=True)
+
 
 @dataclass(frozen=True)
 class DenseTower:
@@ -150,6 +174,27 @@ class DenseTower:
         _no_empty(bags)
         return _in_batches(bags, self._widest, self._forward)
 
+    def terms(self, rows: Sequence[int] | Rows) -> Terms:
+        history = _one_history(rows)
+        exact = all(layer.activation == "linear" for layer in self.layers)
+        alone = Bags(history, np.arange(history.size + 1))  # every movie a history of its own
+        pooled = []
+        for part in self.inputs:
+            bags = self._bag(part.feature, alone)
+            added, sizes = _pool(part.table, bags, "sum"), bags.sizes  # (n, width), (n,)
+            whole, size = added.sum(axis=0), sizes.sum()
+            pooled.append(
+                added / _divisor(size[None], part.pooling)
+                if exact
+                else (whole - added) / _divisor(size - sizes, part.pooling)
+            )
+        x = np.concatenate(pooled, axis=1)
+        if exact:
+            return Terms(self._layered(x, share=1 / history.size), exact)
+        psi = self(history).astype(np.float64)
+        # A history of nothing has no psi: its only movie adds all of it.
+        return Terms(psi - self._layered(x) if history.size > 1 else psi[None], exact)
+
     @cached_property
     def _widest(self) -> int:
         pooled = sum(int(part.table.shape[1]) for part in self.inputs)
@@ -170,12 +215,16 @@ class DenseTower:
     def _forward(self, bags: Bags) -> npt.NDArray[np.float64]:
         pooled = [_pool(part.table, self._bag(part.feature, bags), part.pooling) for part in self.inputs]
         x = np.concatenate(pooled, axis=1) if len(pooled) > 1 else pooled[0]  # (n_users, width)
+        return self._layered(x)
+
+    def _layered(self, x: npt.NDArray[np.float64], share: float = 1.0) -> npt.NDArray[np.float64]:
+        """Return the output for pooled inputs, shape (n, width); biases and the constant weigh share."""
         for kernel, bias, activation in self._wide_layers:
             x = x @ kernel
             if bias is not None:
-                x += bias
+                x += share * bias
             x = _ACTIVATIONS[activation](x)
-        return np.concatenate([x, np.ones((len(x), 1))], axis=1) if self.constant else x
+        return np.concatenate([x, np.full((len(x), 1), share)], axis=1) if self.constant else x
 
     def _bag(self, feature: str, bags: Bags) -> Bags:
         return bags if feature == "movies" else self.features[feature].bags(bags)
@@ -197,7 +246,6 @@ def _no_empty(bags: Bags) -> None:
 
 def _pool(table: Matrix, bags: Bags, pooling: Pooling) -> npt.NDArray[np.float64]:
     """Return the pooled rows of table for every bag, shape (n_users, width), in float64."""
-    sizes = bags.sizes
     total: npt.NDArray[np.float64]
     if len(bags) == 1:
         total = np.add.reduce(table.take(bags.rows, axis=0), axis=0, dtype=np.float64)[None]
@@ -210,11 +258,15 @@ def _pool(table: Matrix, bags: Bags, pooling: Pooling) -> npt.NDArray[np.float64
             table = table[used]
         counts = csr_array((np.ones(rows.size), rows, bags.offsets), shape=(len(bags), len(table)))
         total = counts @ table.astype(np.float64)
+    return total if pooling == "sum" else total / _divisor(bags.sizes, pooling)
+
+
+def _divisor(sizes: npt.NDArray[np.int64], pooling: Pooling) -> npt.NDArray[np.float64]:
+    """Return what the sums of bags of these sizes are divided by, shape (n, 1)."""
     if pooling == "sum":
-        return total
-    divisor = np.maximum(sizes, 1).astype(np.float64)
-    pooled: npt.NDArray[np.float64] = total / (np.sqrt(divisor) if pooling == "l2" else divisor)[:, None]
-    return pooled
+        return np.ones((len(sizes), 1))
+    divisor: npt.NDArray[np.float64] = np.maximum(sizes, 1).astype(np.float64)[:, None]
+    return np.sqrt(divisor) if pooling == "l2" else divisor
 
 
 def _in_batches(bags: Bags, width: int, forward: Callable[[Bags], npt.NDArray[np.float64]]) -> Matrix:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from embedstore.data.features import Bags
 from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature, TowerInput, TowerLayer
+from tests.export.towers import FORMS, tower_of
 
 
 def f32(*rows: object) -> np.ndarray:
@@ -78,3 +79,42 @@ def test_batches_larger_than_the_bound_are_the_same(monkeypatch: pytest.MonkeyPa
     whole = tower.batch(bags)
     monkeypatch.setattr("embedstore.runs.tower._BATCH_FLOATS", 40)  # 5 users at a time
     np.testing.assert_allclose(tower.batch(bags), whole, rtol=1e-6)
+
+
+def test_terms_worked_by_hand() -> None:
+    additive = AdditiveTower(f32([4, 1], [8, 1], [0, 1])).terms([0, 1])
+    np.testing.assert_array_equal(additive.values, [[2, 0.5], [4, 0.5]])
+    # row 0 is (1, 2), row 1 (3, 6); halved, kernel: (1.5, -0.25), (4.5, -0.75); halves of bias and 1
+    layer = TowerLayer(f32([1, -1], [1, 0.25]), np.array([2, 0], np.float32))
+    linear = DenseTower([TowerInput("movies", f32([1, 2], [3, 6]))], [layer], constant=True).terms([0, 1])
+    np.testing.assert_array_equal(linear.values, [[2.5, -0.25, 0.5], [5.5, -0.75, 0.5]])
+    # sum 3 of rows 1 and 2, relu 3; without row 1 it is 2, without row 2 it is 1
+    relu = TowerLayer(f32([1]), None, "relu")
+    deep = DenseTower([TowerInput("movies", f32([-9], [1], [2]), "sum")], [relu], constant=True).terms([1, 2])
+    np.testing.assert_array_equal(deep.values, [[1, 0], [2, 0]])
+    assert (additive.exact, linear.exact, deep.exact) == (True, True, False)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_terms_add_up_to_psi_or_are_what_psi_loses_without_the_movie(form: str) -> None:
+    tower = tower_of(form)
+    history = np.array([3, 0, 17, 21, 6, 33])
+    terms = tower.terms(history)
+    if terms.exact:
+        expected = tower(history)
+        np.testing.assert_allclose(terms.values.sum(axis=0), expected, rtol=1e-6, atol=1e-6)
+    else:
+        without = tower.batch(Bags.of([np.delete(history, at) for at in range(history.size)]))
+        np.testing.assert_allclose(terms.values, tower(history) - without, atol=2e-6)
+    np.testing.assert_allclose(tower.terms([5]).values, tower([5])[None], atol=1e-6)
+    with pytest.raises(ValueError, match="non-empty sequence"):
+        tower.terms([])
+
+
+def test_only_a_tower_that_bends_is_estimated() -> None:
+    assert {form: tower_of(form).terms([1, 2]).exact for form in FORMS} == {
+        "additive": True,
+        "l2 tanh constant": False,
+        "sum relu": False,
+        "colab": True,
+    }

@@ -33,14 +33,24 @@ class Column:
 
 
 def print_table(
-    columns: Sequence[Column | str], rows: Iterable[Sequence[object]], *, width: int | None = None
+    columns: Sequence[Column | str],
+    rows: Iterable[Sequence[object]],
+    *,
+    notes: Sequence[Sequence[str]] = (),
+    indent: int = 0,
+    width: int | None = None,
 ) -> None:
     """Print rows under the names of their columns; None is shown as an empty cell.
 
-    width defaults to the terminal's, or COLUMNS; where standard output is no terminal, lines
-    are as long as they need to be.
+    notes: what stands under every row, indented, in parts between which a line may break. width
+    defaults to the terminal's, or COLUMNS; where standard output is no terminal, lines are as long
+    as they need to be.
     """
-    print_lines(table_lines(columns, rows, width=_width() if width is None else width))
+    room = _width() if width is None else width
+    head, rule, *lines = table_lines(columns, rows, width=room)
+    below = [_packed(parts, indent, room) for parts in notes] or [[]] * len(lines)
+    noted = (part for line, note in zip(lines, below, strict=True) for part in (line, *note))
+    print_lines([head, rule, *noted])
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -103,6 +113,20 @@ def table_lines(
     header = click.style(line([shape.name for shape in shapes]), bold=True)
     rule = click.style("─" * (sum(widths) + GAP * (len(widths) - 1)), dim=True)
     return [header, rule, *(line(row) for row in cells)]
+
+
+def _packed(parts: Iterable[str], indent: int, width: int | None) -> list[str]:
+    """Return parts as indented lines of at most width cells that break between them; a long part is cut."""
+    from rich.cells import cell_len, set_cell_size
+
+    room = sys.maxsize if width is None else max(width - indent, NARROWEST)
+    lines: list[str] = []
+    for part in map(escape, parts):
+        if lines and cell_len(lines[-1]) + 1 + cell_len(part) <= room:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(part if cell_len(part) <= room else set_cell_size(part, room - 1) + "…")
+    return [click.style(" " * indent + line, dim=True) for line in lines]
 
 
 def _shrink(widths: list[int], shapes: Sequence[Column], width: int) -> None:

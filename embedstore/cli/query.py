@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedstore.cli.output import Column, print_json, print_table
-from embedstore.cli.records import format_of, write_records
+from embedstore.cli.records import cell_of, format_of, write_records
 from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
 from embedstore.errors import EmbedstoreError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    from embedstore.query.explain import Contribution
     from embedstore.query.recommend import Answer, Embedding, Person, Recommendation
     from embedstore.runs.run import Run
     from embedstore.stores.base import Store
@@ -30,6 +31,9 @@ _COLUMNS = (
     Column("year"),
     Column("genres", shrink=True),
 )
+_REASONS = 3  # of one movie, in text
+_REASONS_INDENT = 6
+_LONGEST_REASON = 50
 
 
 def _person_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,6 +83,13 @@ _output_option = click.option(
 )
 @click.option("--exclude", metavar="IDS", default="", help="Movie ids to leave out.")
 @click.option("--include-seen", is_flag=True, help="Do not leave out what the user watched.")
+@click.option(
+    "--diverse",
+    type=float,
+    metavar="D",
+    help="From 0, by score alone, to 1, movies as different as possible.",
+)
+@click.option("--explain", is_flag=True, help="Say which watched movies make the score of each.")
 @_json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @_output_option
@@ -96,6 +107,8 @@ def query(
     filters: tuple[str, ...],
     exclude: str,
     include_seen: bool,
+    diverse: float | None,
+    explain: bool,
     as_json: bool,
     as_csv: bool,
     output: Path | None,
@@ -107,6 +120,10 @@ def query(
 
     The user embedding psi(X) is computed by the tower of the run that the alias serves, and is the
     query vector of a search in that run's collection. Watched movies are left out.
+
+    --explain adds what each watched movie contributes to a score: exact where the score is a sum over
+    the history, to which they add up; else an estimate, the score less that without the movie.
+    --diverse chooses one movie after the other, by score less likeness to those before it.
     """
     from embedstore.query.filters import parse_filters
     from embedstore.query.people import parse_history, read_people
@@ -122,6 +139,8 @@ def query(
         "filters": conditions,
         "exclude": parse_history(exclude, run) if exclude.strip() else [],
         "include_seen": include_seen,
+        "diverse": diverse,
+        "explain": explain,
         "collection": collection,
     }
     if users_file is not None:
@@ -138,12 +157,12 @@ def query(
     elif as_json:
         print_json(answer.to_dict())
     elif as_csv:
-        sys.stdout.write(_csv_text(answer.recommendations))
+        sys.stdout.write(_csv_text(answer))
     else:
         click.echo(_who(answer, run))
         if answer.unknown_movies:
             click.echo(_unknown(answer.unknown_movies, run), err=True)
-        _print_movies(answer.recommendations)
+        _print_movies(answer.recommendations, answer.explanation_kind)
         if not answer.recommendations:
             click.echo("No movie of the catalog is left by the filters and exclusions.", err=True)
 
@@ -305,26 +324,51 @@ def _tracked(records: Iterator[dict[str, Any]], users_file: Path) -> Iterator[di
 def _movie_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield one flat row per recommended movie."""
     who = {"user_id": record["user_id"]} if "user_id" in record else {"history": record["history"]}
+    kind = {"explanation_kind": record["explanation_kind"]} if "explanation_kind" in record else {}
     for movie in record["recommendations"]:
-        yield {**who, "run_id": record["run_id"], **movie}
+        yield {**who, "run_id": record["run_id"], **kind, **movie}
 
 
-def _print_movies(movies: Sequence[Recommendation]) -> None:
+def _print_movies(movies: Sequence[Recommendation], explanation_kind: str | None = None) -> None:
     rows = [
         (str(movie.rank), f"{movie.score:.4f}", _title(movie), str(movie.year or ""), ", ".join(movie.genres))
         for movie in movies
     ]
-    print_table(_COLUMNS, rows)
+    notes = [_reasons(movie, explanation_kind) for movie in movies] if explanation_kind else ()
+    print_table(_COLUMNS, rows, notes=notes, indent=_REASONS_INDENT)
 
 
-def _title(movie: Recommendation) -> str:
+def _reasons(movie: Recommendation, kind: str) -> list[str]:
+    """Return the parts of the line that explains a movie by the watched ones that speak for it most."""
+    said = ["estimate:"] if kind == "estimate" else []
+    best = [part for part in (movie.explanation or ())[:_REASONS] if part.contribution > 0]
+    if not best:
+        return [*said, "nothing that you watched speaks for it"]
+    shown = [f"{_cut(_title(part))} ({_signed(part.contribution)})" for part in best]
+    return [*said, "because you watched", *(f"{part}," for part in shown[:-1]), shown[-1]]
+
+
+def _cut(title: str) -> str:
+    return title if len(title) <= _LONGEST_REASON else title[: _LONGEST_REASON - 1] + "…"
+
+
+def _signed(value: float) -> str:
+    """Return a positive number with two digits that matter, as in +.82, +1.3 or +.0041."""
+    import numpy as np
+
+    text = np.format_float_positional(value, precision=2, unique=False, fractional=False, sign=True)
+    return text.replace("+0.", "+.").rstrip(".")
+
+
+def _title(movie: Recommendation | Contribution) -> str:
     return movie.title or f"movie {movie.movie_id}"
 
 
 def _who(answer: Answer, run: Run) -> str:
     user_id = answer.person.user_id
     who = f"User {user_id}" if user_id is not None else "A history"
-    return f"{who}: {answer.n_history} movies watched; answered by run {run.run_id}"
+    how = "" if answer.diverse is None else f", diverse {answer.diverse:g}"
+    return f"{who}: {answer.n_history} movies watched; answered by run {run.run_id}{how}"
 
 
 def _unknown(movies: Sequence[Any], run: Run) -> str:
@@ -342,12 +386,13 @@ def _print_embedding(embedding: Embedding) -> None:
     )
 
 
-def _csv_text(movies: Sequence[Recommendation]) -> str:
+def _csv_text(answer: Answer) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", "movie_id", "score", "title", "year", "genres"])
-    writer.writerows(
-        [movie.rank, movie.movie_id, movie.score, movie.title, movie.year, "|".join(movie.genres)]
-        for movie in movies
-    )
+    names = ["rank", "movie_id", "score", "title", "year", "genres"]
+    if answer.explanation_kind is not None:
+        names += ["explanation_kind", "explanation"]
+    writer.writerow(names)
+    for row in _movie_rows(answer.to_dict()):
+        writer.writerow([cell_of(row[name]) for name in names])
     return text.getvalue()

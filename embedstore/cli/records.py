@@ -16,11 +16,11 @@ from embedstore.errors import EmbedstoreError, UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["FORMATS", "format_of", "write_records"]
+__all__ = ["FORMATS", "cell_of", "format_of", "write_records"]
 
 Record = Mapping[str, Any]
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-_ROWS_A_GROUP = 50_000
+_ROWS_A_GROUP = 50_000  # a row counts once more for every part of its explanation
 
 
 def format_of(output: Path | None, *, as_csv: bool = False) -> str:
@@ -71,11 +71,16 @@ def _write_text(
             if writer is None:
                 writer = csv.DictWriter(file, list(row), lineterminator="\n")
                 writer.writeheader()
-            writer.writerow({key: _cell(value) for key, value in row.items()})
+            writer.writerow({key: cell_of(value) for key, value in row.items()})
 
 
-def _cell(value: Any) -> Any:
-    return "|".join(str(part) for part in value) if isinstance(value, list | tuple) else value
+def cell_of(value: Any) -> Any:
+    """Return value as one cell of CSV: parts of a list are joined by |, an explanation is JSON."""
+    if not isinstance(value, list | tuple):
+        return value
+    if value and isinstance(value[0], dict):
+        return json.dumps(value, ensure_ascii=False)
+    return "|".join(str(part) for part in value)
 
 
 def _write_parquet(
@@ -109,18 +114,25 @@ def _schema(rows: list[dict[str, Any]]) -> pa.Schema:
         "year": pa.int32(),
         "genres": pa.list_(pa.string()),
         "user_embedding": pa.list_(pa.float32()),
+        "explanation_kind": pa.string(),
     }
     inferred = pa.Table.from_pylist(rows).schema
+    if "explanation" in inferred.names:
+        movie = ("movie_id", inferred.field("movie_id").type)
+        part = pa.struct([movie, ("title", pa.string()), ("contribution", pa.float64())])
+        fixed["explanation"] = pa.list_(part)
     return pa.schema([pa.field(name, fixed.get(name, inferred.field(name).type)) for name in inferred.names])
 
 
 def _groups(rows: Iterator[Record]) -> Iterator[list[dict[str, Any]]]:
     group: list[dict[str, Any]] = []
+    size = 0
     for row in rows:
         group.append(dict(row))
-        if len(group) == _ROWS_A_GROUP:
+        size += 1 + len(row.get("explanation", ()))
+        if size >= _ROWS_A_GROUP:
             yield group
-            group = []
+            group, size = [], 0
     if group:
         yield group
 

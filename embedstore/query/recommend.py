@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from embedstore.errors import RunError, StoreError, UsageError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Hit, Store
 from embedstore.stores.contract import collection_name
+
+if TYPE_CHECKING:
+    from embedstore.query.explain import Contribution, Kind
 
 __all__ = [
     "Answer",
@@ -30,6 +33,7 @@ __all__ = [
 ]
 
 _BATCH = 256  # users whose vectors and answers are held at a time
+_BATCH_VECTORS = 1 << 14  # of movies that were found, where an answer needs them
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,10 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One movie of an answer; score is the dot product of psi(X), or of a vector, and V_j."""
+    """One movie of an answer; score is the dot product of psi(X), or of a vector, and V_j.
+
+    explanation: what every watched movie contributes to the score, the largest first; None where not asked.
+    """
 
     rank: int
     movie_id: MovieId
@@ -73,9 +80,10 @@ class Recommendation:
     title: str | None
     year: int | None
     genres: Sequence[str]
+    explanation: Sequence[Contribution] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        shown: dict[str, Any] = {
             "rank": self.rank,
             "movie_id": self.movie_id,
             "score": self.score,
@@ -83,11 +91,17 @@ class Recommendation:
             "year": self.year,
             "genres": list(self.genres),
         }
+        if self.explanation is not None:
+            shown["explanation"] = [part.to_dict() for part in self.explanation]
+        return shown
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one person was recommended, and by which run."""
+    """What one person was recommended, and by which run.
+
+    diverse and explanation_kind (see query.diverse, query.explain) are None where not asked for.
+    """
 
     person: Person
     run_id: str
@@ -95,13 +109,17 @@ class Answer:
     n_history: int
     unknown_movies: Sequence[MovieId]
     recommendations: Sequence[Recommendation] = field(default_factory=tuple)
+    diverse: float | None = None
+    explanation_kind: Kind | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        asked = {"diverse": self.diverse, "explanation_kind": self.explanation_kind}
         return {
             **_who(self.person),
             "run_id": self.run_id,
             "collection": self.collection,
             "unknown_movies": list(self.unknown_movies),
+            **{name: value for name, value in asked.items() if value is not None},
             "recommendations": [movie.to_dict() for movie in self.recommendations],
         }
 
@@ -137,6 +155,8 @@ def recommend(
     filters: Filters | None = None,
     exclude: Sequence[MovieId] = (),
     include_seen: bool = False,
+    diverse: float | None = None,
+    explain: bool = False,
     collection: str | None = None,
     alias: str = "movies",
 ) -> Answer:
@@ -146,13 +166,17 @@ def recommend(
     any length of the history, unless include_seen. Fewer than k come back where the catalog or the
     filters leave fewer. Ties stand in ascending order of movie_id.
 
+    diverse, from 0 to 1, trades score for difference within the list, see query.diverse.mmr. explain adds
+    what every watched movie contributes to each score, see query.explain.contributions.
+
     The query goes to collection, by default the one of run under alias, by its concrete name.
 
     Raises NotFoundError for an unknown user or a missing collection, UsageError for a history
-    without a known movie or k < 1, StoreError where the collection, or a movie found, is not of run.
+    without a known movie, k < 1 or a diverse outside of 0 to 1, StoreError where the collection, or a
+    movie found, is not of run.
     """
     person = Person(user_id=user_id, history=history)
-    options = _Options(k, filters or Filters(), tuple(exclude), include_seen)
+    options = _Options(k, filters or Filters(), tuple(exclude), include_seen, diverse, explain)
     return next(_answers(run, store, [person], options, collection or collection_name(alias, run.run_id)))
 
 
@@ -165,6 +189,8 @@ def recommend_batch(
     filters: Filters | None = None,
     exclude: Sequence[MovieId] = (),
     include_seen: bool = False,
+    diverse: float | None = None,
+    explain: bool = False,
     collection: str | None = None,
     alias: str = "movies",
 ) -> Iterator[Answer]:
@@ -172,7 +198,7 @@ def recommend_batch(
 
     Raises what recommend raises, at the person that it concerns.
     """
-    options = _Options(k, filters or Filters(), tuple(exclude), include_seen)
+    options = _Options(k, filters or Filters(), tuple(exclude), include_seen, diverse, explain)
     return _answers(run, store, people, options, collection or collection_name(alias, run.run_id))
 
 
@@ -191,10 +217,16 @@ class _Options:
     filters: Filters
     exclude: tuple[MovieId, ...]
     include_seen: bool
+    diverse: float | None
+    explain: bool
 
     def __post_init__(self) -> None:
         if self.k < 1:
             raise UsageError(f"k is {self.k}; expected 1 or more movies")
+        if self.diverse is not None and not 0 <= self.diverse <= 1:
+            raise UsageError(
+                f"diverse is {self.diverse}; expected 0 (by score alone) to 1 (as different as possible)"
+            )
 
 
 def _answers(
@@ -212,8 +244,16 @@ def _answers(
             f"collection {collection!r} has width {made[0]} and a {made[1]} tower, run {run.run_id} has "
             f"{run.embedding_dim} and {run.manifest.tower}; delete the collection and sync the run again"
         )
-    limit = min(options.k, len(run.movies))
-    for batch in _batches(people):
+    limit = wanted = min(options.k, len(run.movies))
+    if options.diverse:
+        from embedstore.query.diverse import candidates_for, diversified
+
+        wanted = min(candidates_for(options.k), len(run.movies))
+    if options.explain:
+        from embedstore.query.explain import explain
+    with_vectors = options.explain or bool(options.diverse)
+    size = max(1, min(_BATCH, _BATCH_VECTORS // wanted)) if with_vectors else _BATCH
+    for batch in _batches(people, size):
         histories = [known_rows(run, person) for person in batch]
         vectors = (
             run.tower(histories[0][0])[None]
@@ -224,13 +264,25 @@ def _answers(
         found = store.search_batch(
             collection,
             _finite(run, vectors),
-            limit=limit,
+            limit=wanted,
             filters=options.filters,
             excludes=[[*watched, *options.exclude] for watched in seen],
+            with_vectors=with_vectors,
         )
         for person, (rows, unknown), hits in zip(batch, histories, found, strict=True):
             _refuse_other_runs(run, collection, hits)
-            yield Answer(person, run.run_id, collection, int(rows.size), unknown, recommendations_of(hits))
+            shown = diversified(hits, limit, options.diverse) if options.diverse else hits
+            why = explain(run, rows, shown) if options.explain else None
+            yield Answer(
+                person,
+                run.run_id,
+                collection,
+                int(rows.size),
+                unknown,
+                recommendations_of(shown, why.movies if why else None),
+                diverse=options.diverse,
+                explanation_kind=why.kind if why else None,
+            )
 
 
 def _finite(run: Run, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -249,14 +301,16 @@ def _refuse_other_runs(run: Run, collection: str, hits: Sequence[Hit]) -> None:
             )
 
 
-def _batches(people: Iterable[Person]) -> Iterator[list[Person]]:
+def _batches(people: Iterable[Person], size: int = _BATCH) -> Iterator[list[Person]]:
     iterator = iter(people)
-    while batch := list(islice(iterator, _BATCH)):
+    while batch := list(islice(iterator, size)):
         yield batch
 
 
-def recommendations_of(hits: Sequence[Hit]) -> list[Recommendation]:
-    """Return the hits of a search as ranked recommendations."""
+def recommendations_of(
+    hits: Sequence[Hit], explanations: Sequence[Sequence[Contribution]] | None = None
+) -> list[Recommendation]:
+    """Return the hits of a search as ranked recommendations, with their explanations where there are some."""
     return [
         Recommendation(
             rank=rank,
@@ -265,6 +319,7 @@ def recommendations_of(hits: Sequence[Hit]) -> list[Recommendation]:
             title=hit.payload.get("title"),
             year=hit.payload.get("year"),
             genres=tuple(hit.payload.get("genres") or ()),
+            explanation=None if explanations is None else explanations[rank - 1],
         )
         for rank, hit in enumerate(hits, start=1)
     ]

@@ -156,6 +156,10 @@ CASES = [
     # what is asked for
     Case("k is zero", [*QUERY, "-k", "0"], 2, "k is 0; expected 1 or more"),
     Case("k is negative", [*QUERY, "-k", "-3"], 2, "k is -3"),
+    Case("diverse is above one", [*QUERY, "--diverse", "1.5"], 2, "diverse is 1.5; expected 0 (by score"),
+    Case("diverse is negative", [*QUERY, "--diverse", "-0.1"], 2, "diverse is -0.1; expected 0"),
+    Case("diverse is not a number", [*QUERY, "--diverse", "nan"], 2, "diverse is nan; expected 0"),
+    Case("diverse is a word", [*QUERY, "--diverse", "much"], 2, "'much' is not a valid float"),
     Case("k is a word", [*QUERY, "-k", "ten"], 2, "'ten' is not a valid int"),
     Case(
         "filter on another field",

@@ -41,6 +41,19 @@ def test_wide_letters_count_twice() -> None:
     assert lines[2:] == ["千と千尋  2001", "Ran       1985"]
 
 
+def test_notes_stand_under_their_rows_and_break_between_their_parts(capsys: Capture) -> None:
+    notes = [["because of", "Ran (+.82),", "Ikiru (+.41)"], ["a part that is too long\x1b"], []]
+    print_table(["title"], [("Alien",), ("Heat",), ("Big",)], notes=notes, indent=2, width=26)
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "Alien",
+        "  because of Ran (+.82),",
+        "  Ikiru (+.41)",
+        "Heat",
+        "  a part that is too long…",
+        "Big",
+    ]
+
+
 def test_no_rows_is_a_header() -> None:
     assert plain(table_lines(["a", "bc"], [])) == ["a  bc", "─────"]
 

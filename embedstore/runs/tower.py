@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,8 +42,7 @@ _ACTIVATIONS: dict[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Terms:
+class Terms(NamedTuple):
     """What every movie of a history adds to psi. values: shape (n_history, embedding_dim), float64.
 
     exact: the values add up to psi, and what does not depend on the history (a bias, the constant

@@ -7,9 +7,10 @@ someone's own model is a function, and stands in the same tables as what is defi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,10 +40,11 @@ __all__ = [
 
 EASE_LAMBDA = 300.0
 LARGEST_EASE = 10_000  # movies; above, its dense matrix and n^3 solve cost more than a training
-_BLOCK = 1_000  # movies whose similarities to all are held at once
-_TINY = np.float32(1e-12)
+_PART_FLOATS = 1 << 22  # values of one thread while it scores, 16 MB in float32
+_BLOCK = 500  # movies whose likes beside all others are held at once
 
 Scores = npt.NDArray[np.floating]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,16 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.known)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Return the users start .. stop - 1 of the batch."""
+        at = slice(self.known.offsets[start], self.known.offsets[stop])
+        return Batch(
+            known=self.known.part(start, stop),
+            liked=self.liked.part(start, stop),
+            ratings=None if self.ratings is None else self.ratings[at],
+            users=None if self.users is None else self.users[start:stop],
+        )
 
 
 Scorer = Callable[[Batch], Scores]  # what is known of n users -> scores (n, n_movies)
@@ -96,15 +108,9 @@ def batches(
     if ratings is not None and held_out.known_at is None:
         raise ValueError("held_out has no known_at, so the ratings of its known movies cannot be found")
     known_ratings = None if ratings is None else ratings[held_out.known_at]
-    for start in range(0, len(held_out), size):
-        stop = min(start + size, len(held_out))
-        at = slice(held_out.known.offsets[start], held_out.known.offsets[stop])
-        yield Batch(
-            known=held_out.known.part(start, stop),
-            liked=held_out.known_liked.part(start, stop),
-            ratings=None if known_ratings is None else known_ratings[at],
-            users=held_out.users[start:stop],
-        )
+    everyone = Batch(held_out.known, held_out.known_liked, known_ratings, held_out.users)
+    for start in range(0, len(everyone), size):
+        yield everyone.part(start, min(start + size, len(everyone)))
 
 
 def popularity(liked: Bags, n_movies: int) -> Scorer:
@@ -117,55 +123,60 @@ def popularity(liked: Bags, n_movies: int) -> Scorer:
     return score
 
 
-def itemknn(liked: Bags, n_movies: int, *, neighbours: int = 100, shrink: float = 10.0) -> Scorer:
+def itemknn(liked: Bags, n_movies: int, *, neighbours: int = 100, shrink: float = 5.0) -> Scorer:
     """Return the scorer of item-based top-N recommendation (Deshpande & Karypis 2004), on liked movies.
 
     A movie's score is the sum of its similarities to the liked ones. similarity(i, j) = c_ij /
     (sqrt(c_i c_j) + shrink), c_ij the users who like both (shrinkage as in Ferrari Dacrema et al.
     2019), for the neighbours most similar movies i of each movie j, else 0.
     """
-    from scipy.sparse import csc_array, hstack
+    from scipy.sparse import csr_array, vstack
 
-    x = indicator(liked, n_movies)
-    by_movie = x.T.tocsr()
     norms = np.sqrt(np.bincount(liked.rows, minlength=n_movies)).astype(np.float32)
     k = min(neighbours, n_movies)
-    parts = []
-    for start in range(0, n_movies, _BLOCK):
-        block = (by_movie[start : start + _BLOCK] @ x).toarray()  # (width, n_movies)
-        width = np.arange(len(block))
-        block[width, start + width] = 0
-        block /= np.outer(norms[start : start + _BLOCK], norms) + shrink + _TINY
-        rows = np.argpartition(block, n_movies - k, axis=1)[:, n_movies - k :]
-        values = np.take_along_axis(block, rows, axis=1)
-        offsets = np.arange(len(block) + 1) * k
-        parts.append(csc_array((values.ravel(), rows.ravel(), offsets), shape=(n_movies, len(block))))
-    similar = hstack(parts, format="csr")
+
+    def nearest(start: int, counts: Scores) -> Any:
+        at = np.arange(len(counts))
+        counts[at, start + at] = 0
+        counts /= np.outer(norms[start : start + len(counts)], norms) + np.float32(shrink or 1e-9)
+        return csr_array(_largest(counts, k), shape=counts.shape)
+
+    similar = vstack(
+        list(_cooccurrences(liked, n_movies, nearest))
+    ).T.tocsr()  # column j: the neighbours of j
     similar.eliminate_zeros()
 
     def score(batch: Batch) -> Scores:
         scores: Scores = (indicator(batch.liked, n_movies) @ similar).toarray()
         return scores
 
-    return score
+    return _in_parts(score, n_movies)
 
 
 def ease(liked: Bags, n_movies: int, *, lam: float = EASE_LAMBDA, dtype: type = np.float32) -> Scorer:
     """Return the scorer of EASE (Steck 2019): bags of liked movies times the weights B.
 
     B = I - P / diag(P), P = (X'X + lam I)^-1, X the users' liked movies, by a Cholesky
-    factorisation in dtype (float32 or float64). Needs a dense matrix of n_movies x n_movies, two
-    while it is solved, and n_movies^3 time.
+    factorisation in dtype (float32 or float64). Needs one dense matrix of n_movies x n_movies
+    and n_movies^3 time. Raises ValueError where lam is too small to invert.
     """
     from scipy.linalg import lapack
 
-    x = indicator(liked, n_movies, dtype=dtype)
-    weights = np.asarray((x.T @ x).toarray(order="F"))
+    weights: npt.NDArray[Any] = np.empty((n_movies, n_movies), dtype=dtype, order="F")
+
+    def put(start: int, counts: Scores) -> None:
+        weights[:, start : start + len(counts)] = counts.T
+
+    list(_cooccurrences(liked, n_movies, put))
     weights[np.diag_indices(n_movies)] += lam
     factorise, invert = lapack.get_lapack_funcs(("potrf", "potri"), (weights,))
-    weights, _ = factorise(weights, lower=True, overwrite_a=True, clean=False)
-    weights, _ = invert(weights, lower=True, overwrite_c=True)  # P below the diagonal
-    weights = np.tril(weights) + np.tril(weights, -1).T
+    weights, failed = factorise(weights, lower=True, overwrite_a=True, clean=False)
+    if failed:
+        raise ValueError(f"lam must be large enough that X'X + lam I can be inverted, received {lam:g}")
+    weights, _ = invert(weights, lower=True, overwrite_c=True)
+    for j in range(n_movies):
+        weights[j, j + 1 :] = weights[j + 1 :, j]  # P was below the diagonal only
+    weights = weights.T  # the same, row by row, as the product wants it
     weights /= -np.diag(weights).copy()
     np.fill_diagonal(weights, 0)
 
@@ -173,7 +184,7 @@ def ease(liked: Bags, n_movies: int, *, lam: float = EASE_LAMBDA, dtype: type = 
         scores: Scores = indicator(batch.liked, n_movies, dtype=dtype) @ weights
         return scores
 
-    return score
+    return _in_parts(score, n_movies)
 
 
 def ials(
@@ -181,9 +192,9 @@ def ials(
     n_movies: int,
     *,
     factors: int = 64,
-    regularization: float = 10.0,
-    alpha: float = 10.0,
-    iterations: int = 10,
+    regularization: float = 20.0,
+    alpha: float = 5.0,
+    iterations: int = 5,
     seed: int = 0,
     n_threads: int = 2,
 ) -> Scorer:
@@ -216,9 +227,8 @@ def ials(
         model.fit(csr_matrix(indicator(liked, n_movies)), show_progress=False)
 
     def score(batch: Batch) -> Scores:
-        with threadpool_limits(1, "blas"):
-            likes = csr_matrix(indicator(batch.liked, n_movies))
-            users = model.recalculate_user(np.arange(len(batch)), likes)
+        likes = csr_matrix(indicator(batch.liked, n_movies))
+        users = model.recalculate_user(np.arange(len(batch)), likes)
         scores: Scores = users @ model.item_factors.T
         return scores
 
@@ -234,16 +244,18 @@ def userknn(
     (rating - mean) / standard deviation, both over all ratings, at the movies that they rated. A
     movie's score is the sum, over the neighbours users of the largest dot product who rated it
     (however), of those dot products. The tutorial asks with 1 and -1 typed by hand; here the asking
-    user's ratings are standardised like the others'. Ratings that are all equal count as 1.
+    user's ratings are standardised like the others'. Ratings that are all equal count as 1. histories:
+    one per user row, so that nobody is their own neighbour.
 
     The scorer raises ValueError where a batch has no ratings.
     """
     from scipy.sparse import csr_array
 
-    mean, deviation = (float(ratings.mean()), float(ratings.std(ddof=1))) if ratings.size > 1 else (0.0, 0.0)
+    varied = np.unique(ratings).size > 1
+    mean, deviation = (ratings.mean(), ratings.std(ddof=1)) if varied else (0, 1)
 
     def vectors(bags: Bags, values: npt.NDArray[np.float32]) -> Any:
-        standard = (values - mean) / deviation if deviation else np.ones_like(values)
+        standard = (values - mean) / deviation if varied else np.ones_like(values)
         return csr_array((standard, bags.rows, bags.offsets), shape=(len(bags), n_movies))
 
     by_movie = vectors(histories, ratings).T.tocsr()
@@ -253,20 +265,17 @@ def userknn(
     def score(batch: Batch) -> Scores:
         if batch.ratings is None:
             raise ValueError("userknn needs the ratings of the known movies, received a batch without them")
-        overlaps = (vectors(batch.known, batch.ratings) @ by_movie).tocoo()  # (n, n_users)
-        products = np.full(overlaps.shape, -np.inf, dtype=np.float32)  # who shares no movie is not found
-        products[overlaps.coords] = overlaps.data
+        products = (vectors(batch.known, batch.ratings) @ by_movie).toarray()  # (n, n_users)
         if batch.users is not None:
-            products[np.arange(len(batch)), batch.users] = -np.inf  # nor the asking user
-        nearest = np.argpartition(products, products.shape[1] - k, axis=1)[:, products.shape[1] - k :]
-        weights = np.take_along_axis(products, nearest, axis=1)
-        weights[weights == -np.inf] = 0
-        offsets = np.arange(len(batch) + 1) * k
-        found = csr_array((weights.ravel(), nearest.ravel(), offsets), shape=products.shape)
+            products[np.arange(len(batch)), batch.users] = 0
+        products[products == 0] = -np.inf  # who shares no movie is not found, nor the asking user
+        values, nearest, offsets = _largest(products, k)
+        values[values == -np.inf] = 0
+        found = csr_array((values, nearest, offsets), shape=products.shape)
         scores: Scores = (found @ rated).toarray()
         return scores
 
-    return score
+    return _in_parts(score, max(len(histories), n_movies))
 
 
 def recommend(movie_vectors: npt.NDArray[np.float32]) -> Scorer:
@@ -301,18 +310,15 @@ def hand_back(n_movies: int) -> Scorer:
 
 @dataclass(frozen=True)
 class Baseline:
-    """One entry of BASELINES: what it is, what it looks at, how it is fitted.
+    """One entry of BASELINES: what it is and how it is fitted.
 
-    liked_only: it sees the liked movies alone. ranks_known: it ranks the known movies, so it says
-    something only where they are not excluded. fit raises an EmbedstoreError, one sentence, where
-    this baseline cannot be had: a package is missing, the catalog is too large, there is no run.
+    fit raises an EmbedstoreError, one sentence, where this baseline cannot be had: a package is
+    missing, the catalog is too large, there is no run.
     """
 
     name: str
     text: str
     fit: Callable[[Examples], Scorer]
-    liked_only: bool = True
-    ranks_known: bool = False
 
 
 def _fit_ease(examples: Examples) -> Scorer:
@@ -341,18 +347,51 @@ BASELINES: Final[Mapping[str, Baseline]] = {
             "userknn",
             "nearest users on sparse vectors of ratings, Qdrant's tutorial",
             lambda e: userknn(e.histories, e.ratings, e.n_movies),
-            liked_only=False,
         ),
         Baseline("recommend", "mean of V_j of the liked movies, Qdrant's recommend", _fit_recommend),
         Baseline(
             "input",
-            "the known movies themselves",
+            "the known movies handed back, which says nothing where they are excluded",
             lambda e: hand_back(e.n_movies),
-            liked_only=False,
-            ranks_known=True,
         ),
     )
 }
+
+
+def _cooccurrences(liked: Bags, n_movies: int, use: Callable[[int, Scores], Result]) -> Iterator[Result]:
+    """Yield use(start, counts) for blocks of movies, on two threads.
+
+    counts: float32, (width, n_movies), in how many bags movie start + i stands beside every movie.
+    """
+    x = indicator(liked, n_movies)
+    by_movie = x.T.tocsr()
+
+    def block(start: int) -> Result:
+        return use(start, (by_movie[start : start + _BLOCK] @ x).toarray())
+
+    with ThreadPoolExecutor(max_workers=2) as threads:  # SciPy and NumPy release the GIL
+        yield from threads.map(block, range(0, n_movies, _BLOCK))
+
+
+def _in_parts(score: Scorer, width: int) -> Scorer:
+    """Return score, computed in parts of a bounded number of values, width a user, on two threads."""
+
+    def whole(batch: Batch) -> Scores:
+        step = min(max(1, _PART_FLOATS // width), -(-len(batch) // 2))
+        if len(batch) < 2:
+            return score(batch)
+        parts = (batch.part(at, min(at + step, len(batch))) for at in range(0, len(batch), step))
+        with ThreadPoolExecutor(max_workers=2) as threads:  # a sparse product uses one, and releases the GIL
+            return np.concatenate(list(threads.map(score, parts)))
+
+    return whole
+
+
+def _largest(values: Scores, k: int) -> tuple[Scores, Rows, Rows]:
+    """Return the k largest of every row, in no order, as the (data, indices, indptr) of a CSR matrix."""
+    width = values.shape[1]
+    at = np.argpartition(values, width - k, axis=1)[:, width - k :]
+    return np.take_along_axis(values, at, axis=1).ravel(), at.ravel(), np.arange(len(values) + 1) * k
 
 
 def indicator(bags: Bags, n_movies: int, *, dtype: type = np.float32) -> Any:

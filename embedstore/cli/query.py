@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -353,11 +354,9 @@ def _cut(title: str) -> str:
 
 
 def _signed(value: float) -> str:
-    """Return a positive number with two digits that matter, as in +.82, +1.3 or +.0041."""
-    import numpy as np
-
-    text = np.format_float_positional(value, precision=2, unique=False, fractional=False, sign=True)
-    return text.replace("+0.", "+.").rstrip(".")
+    """Return a positive number with two digits that matter, of at most four decimals: +.82, +1.3, +.0041."""
+    decimals = min(max(1 - math.floor(math.log10(value)), 0), 4)
+    return f"{value:+.{decimals}f}".replace("+0.", "+.")
 
 
 def _title(movie: Recommendation | Contribution) -> str:

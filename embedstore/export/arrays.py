@@ -17,7 +17,7 @@ __all__ = ["load", "write"]
 
 Array = npt.NDArray[Any]
 
-_DIVISORS: dict[str, Callable[[int], float]] = {
+_DIVISORS: dict[str, Callable[[float], float]] = {
     "mean": lambda count: max(count, 1),
     "l2": lambda count: max(count, 1) ** 0.5,
     "sum": lambda count: 1,
@@ -46,6 +46,7 @@ def write(tables: TowerTables, path: Path) -> None:
             {
                 "feature": part.feature,
                 "pooling": part.pooling,
+                "half_life": part.half_life,
                 "rows": name_of(f"{part.feature}.rows", part.rows),
                 "counts": name_of(f"{part.feature}.counts", part.counts),
             }
@@ -76,8 +77,10 @@ def load(path: Path) -> Psi:
 def _psi(tower: Mapping[str, Any], arrays: Mapping[str, Array], history: Rows) -> npt.NDArray[np.float32]:
     pooled = []
     for part in tower["inputs"]:
-        count = int(arrays[part["counts"]][history].sum())
-        total = arrays[part["rows"]][history].sum(axis=0, dtype=np.float64)
+        age = np.arange(history.size)[::-1]  # 0 for the newest movie
+        weights = 0.5 ** (age / part["half_life"]) if part["half_life"] else np.ones(history.size)
+        count = float(weights @ arrays[part["counts"]][history])
+        total = weights @ arrays[part["rows"]][history].astype(np.float64)
         pooled.append(total / _DIVISORS[part["pooling"]](count))
     x = np.concatenate(pooled)
     for layer in tower["layers"]:

@@ -91,7 +91,8 @@ def _add_tower(graph: _Graph, tables: TowerTables) -> None:
     )
     known = graph.double(graph.add("Greater", places, graph.constant(0)))
     size = graph.add("ReduceSum", known, axis)  # (n_users, 1)
-    x = graph.add("Concat", *(_pooled(graph, part, places, axis) for part in tables.inputs), axis=1)
+    age = graph.add("CumSum", known, graph.constant(1), exclusive=1, reverse=1)  # 0 for the newest movie
+    x = graph.add("Concat", *(_pooled(graph, part, places, age, axis) for part in tables.inputs), axis=1)
     for layer in tables.layers:
         x = graph.add("MatMul", x, graph.double(graph.constant(layer.kernel)))
         if layer.bias is not None:
@@ -105,13 +106,17 @@ def _add_tower(graph: _Graph, tables: TowerTables) -> None:
     graph.add("Cast", x, output="psi", to=TensorProto.FLOAT)
 
 
-def _pooled(graph: _Graph, part: MovieTable, places: str, axis: str) -> str:
+def _pooled(graph: _Graph, part: MovieTable, places: str, age: str, axis: str) -> str:
     """Add one pooled input and return its name, (n_users, width) double."""
-    rows = graph.add("Gather", graph.constant(part.rows, zero_row=True), places)  # (n_users, length, width)
-    total = graph.add("ReduceSum", graph.double(rows), axis, keepdims=0)
+    rows = graph.double(graph.add("Gather", graph.constant(part.rows, zero_row=True), places))
+    counts = graph.double(graph.add("Gather", graph.constant(part.counts, zero_row=True), places))
+    if part.half_life is not None:
+        weights = graph.add("Pow", graph.constant(0.5), graph.add("Div", age, graph.constant(part.half_life)))
+        counts = graph.add("Mul", counts, weights)
+        rows = graph.add("Mul", rows, graph.add("Unsqueeze", weights, graph.constant([2])))
+    total = graph.add("ReduceSum", rows, axis, keepdims=0)  # (n_users, width)
     if part.pooling == "sum":
         return total
-    counts = graph.add("Gather", graph.constant(part.counts, zero_row=True), places)
-    count = graph.add("ReduceSum", graph.double(counts), axis)
+    count = graph.add("ReduceSum", counts, axis)
     divisor = graph.add("Max", count, graph.constant(1.0))
     return graph.add("Div", total, graph.add("Sqrt", divisor) if part.pooling == "l2" else divisor)

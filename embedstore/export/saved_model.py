@@ -49,11 +49,18 @@ def _module(tables: TowerTables) -> Any:
     )
     def psi(rows: tf.Tensor) -> dict[str, tf.Tensor]:
         places = tf.maximum(rows, -1) + 1  # (n_users, length)
-        size = tf.reduce_sum(tf.cast(places > 0, tf.float64), axis=1, keepdims=True)
+        known = tf.cast(places > 0, tf.float64)
+        age = tf.cumsum(known, axis=1, exclusive=True, reverse=True)  # 0 for the newest movie
+        size = tf.reduce_sum(known, axis=1, keepdims=True)
         pooled = []
         for part, table, counts in zip(tables.inputs, module.rows, module.counts, strict=True):
-            total = tf.reduce_sum(tf.cast(tf.gather(table, places), tf.float64), axis=1)
-            count = tf.reduce_sum(tf.cast(tf.gather(counts, places), tf.float64), axis=1, keepdims=True)
+            rows = tf.cast(tf.gather(table, places), tf.float64)
+            sizes = tf.cast(tf.gather(counts, places), tf.float64)
+            if part.half_life is not None:
+                weights = 0.5 ** (age / part.half_life)
+                rows, sizes = rows * weights[:, :, None], sizes * weights
+            total = tf.reduce_sum(rows, axis=1)
+            count = tf.reduce_sum(sizes, axis=1, keepdims=True)
             pooled.append(total / _divisor(part.pooling, count))
         x = tf.concat(pooled, axis=1)  # (n_users, width)
         for layer in tables.layers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -250,7 +251,7 @@ class Run:
             inputs = spec["inputs"]
             layers = spec["layers"]
             known = (
-                all(part["feature"] in _FEATURES and part["pooling"] in _POOLINGS for part in inputs)
+                all(_known_input(part) for part in inputs)
                 and all(layer["activation"] in _ACTIVATIONS for layer in layers)
                 and isinstance(spec["constant"], bool)
                 and bool(inputs)
@@ -261,7 +262,12 @@ class Run:
             raise self._damaged(name, "describes a tower that this embedstore does not know")
         tower = DenseTower(
             inputs=[
-                TowerInput(part["feature"], self._matrix(f"tower.{part['feature']}.npy"), part["pooling"])
+                TowerInput(
+                    part["feature"],
+                    self._matrix(f"tower.{part['feature']}.npy"),
+                    part["pooling"],
+                    part.get("half_life"),
+                )
                 for part in inputs
             ],
             layers=[
@@ -336,6 +342,14 @@ class Run:
         return RunError(
             f"run {self.run_id} is damaged: {name} {what}; restore the folder {self.path} or remove it"
         )
+
+
+def _known_input(part: dict[str, Any]) -> bool:
+    half_life = part.get("half_life")
+    if half_life is None:
+        return part["feature"] in _FEATURES and part["pooling"] in _POOLINGS
+    decays = isinstance(half_life, float) and 0 < half_life < math.inf
+    return decays and (part["feature"], part["pooling"]) == ("movies", "mean")
 
 
 def _movie(line: dict[str, Any]) -> Movie:

@@ -25,6 +25,7 @@ __all__ = [
     "TowerInput",
     "TowerLayer",
     "UserTower",
+    "recency",
 ]
 
 Matrix = npt.NDArray[np.float32]
@@ -105,11 +106,20 @@ class TowerInput:
     """One bag of the input. table: (n_values, width) float32; an empty bag pools to zeros.
 
     mean = sum / n; l2 = sum / sqrt(n), the L2-normalised bag of ones; sum = the plain sum.
+    half_life: recency, of a mean over the movies: a movie weighs half of the one that is half_life
+    places newer, and the mean is weighted. Raises ValueError for another pooling or feature.
     """
 
     feature: Feature
     table: Matrix
     pooling: Pooling = "mean"
+    half_life: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.half_life is not None and (self.feature, self.pooling) != ("movies", "mean"):
+            raise ValueError(
+                f"half_life is for the mean of movies, received {self.pooling} of {self.feature}"
+            )
 
 
 @dataclass(frozen=True)
@@ -180,13 +190,16 @@ class DenseTower:
         pooled = []
         for part in self.inputs:
             bags = self._bag(part.feature, alone)
-            added, sizes = _pool(part.table, bags, "sum"), bags.sizes  # (n, width), (n,)
-            whole, size = added.sum(axis=0), sizes.sum()
-            pooled.append(
-                added / _divisor(size[None], part.pooling)
-                if exact
-                else (whole - added) / _divisor(size - sizes, part.pooling)
-            )
+            added, sizes = _pool(part.table, bags, "sum"), bags.sizes.astype(np.float64)[:, None]
+            growth = 0.0  # of the weight of the older movies where one is left out
+            if part.half_life is not None:
+                sizes = recency(np.array([history.size]), part.half_life)[:, None]
+                added *= sizes
+                growth = 2 ** (1 / part.half_life) - 1
+            if exact:
+                pooled.append(added / _divisor(sizes.sum(keepdims=True), part.pooling))
+            else:
+                pooled.append(_without(added, growth) / _divisor(_without(sizes, growth), part.pooling))
         x = np.concatenate(pooled, axis=1)
         if exact:
             return Terms(self._layered(x, share=1 / history.size), exact)
@@ -212,7 +225,10 @@ class DenseTower:
         ]
 
     def _forward(self, bags: Bags) -> npt.NDArray[np.float64]:
-        pooled = [_pool(part.table, self._bag(part.feature, bags), part.pooling) for part in self.inputs]
+        pooled = [
+            _pool(part.table, self._bag(part.feature, bags), part.pooling, part.half_life)
+            for part in self.inputs
+        ]
         x = np.concatenate(pooled, axis=1) if len(pooled) > 1 else pooled[0]  # (n_users, width)
         return self._layered(x)
 
@@ -243,11 +259,28 @@ def _no_empty(bags: Bags) -> None:
         raise ValueError(f"history {int(np.argmin(bags.sizes))} of the batch is empty; leave such users out")
 
 
-def _pool(table: Matrix, bags: Bags, pooling: Pooling) -> npt.NDArray[np.float64]:
+def recency(sizes: Rows, half_life: float) -> npt.NDArray[np.float64]:
+    """Return the weight of every movie of histories of these sizes, oldest first, shape (sum of sizes,).
+
+    1 for the newest of each history, half of that half_life places before it.
+    """
+    ends = np.cumsum(sizes)
+    age = np.repeat(ends, sizes) - 1 - np.arange(int(ends[-1]) if ends.size else 0)
+    weights: npt.NDArray[np.float64] = 0.5 ** (age / half_life)
+    return weights
+
+
+def _pool(
+    table: Matrix, bags: Bags, pooling: Pooling, half_life: float | None = None
+) -> npt.NDArray[np.float64]:
     """Return the pooled rows of table for every bag, shape (n_users, width), in float64."""
+    weights = None if half_life is None else recency(bags.sizes, half_life)
     total: npt.NDArray[np.float64]
     if len(bags) == 1:
-        total = np.add.reduce(table.take(bags.rows, axis=0), axis=0, dtype=np.float64)[None]
+        picked = table.take(bags.rows, axis=0)
+        total = (np.add.reduce(picked, axis=0, dtype=np.float64) if weights is None else weights @ picked)[
+            None
+        ]
     else:
         from scipy.sparse import csr_array  # costs 60 ms to import, which one user need not pay
 
@@ -255,17 +288,26 @@ def _pool(table: Matrix, bags: Bags, pooling: Pooling) -> npt.NDArray[np.float64
         if len(table) > 4 * rows.size:  # a few users of a large catalog: convert only what they watched
             used, rows = np.unique(rows, return_inverse=True)
             table = table[used]
-        counts = csr_array((np.ones(rows.size), rows, bags.offsets), shape=(len(bags), len(table)))
+        values = np.ones(rows.size) if weights is None else weights
+        counts = csr_array((values, rows, bags.offsets), shape=(len(bags), len(table)))
         total = counts @ table.astype(np.float64)
-    return total if pooling == "sum" else total / _divisor(bags.sizes, pooling)
-
-
-def _divisor(sizes: npt.NDArray[np.int64], pooling: Pooling) -> npt.NDArray[np.float64]:
-    """Return what the sums of bags of these sizes are divided by, shape (n, 1)."""
     if pooling == "sum":
-        return np.ones((len(sizes), 1))
-    divisor: npt.NDArray[np.float64] = np.maximum(sizes, 1).astype(np.float64)[:, None]
-    return np.sqrt(divisor) if pooling == "l2" else divisor
+        return total
+    sizes = bags.sizes if weights is None else np.add.reduceat(weights, bags.offsets[:-1])
+    return total / _divisor(sizes.astype(np.float64)[:, None], pooling)
+
+
+def _without(added: npt.NDArray[np.float64], growth: float) -> npt.NDArray[np.float64]:
+    """Return, for every row, the sum of the others, of which the earlier ones grow; shape as added."""
+    return added.sum(axis=0) - added + growth * (np.cumsum(added, axis=0) - added)
+
+
+def _divisor(sizes: npt.NDArray[np.float64], pooling: Pooling) -> npt.NDArray[np.float64]:
+    """Return what the sums of bags of these sizes, (n, 1), are divided by."""
+    if pooling == "sum":
+        return np.ones_like(sizes)
+    divisor = np.where(sizes > 0, sizes, 1)
+    return np.asarray(np.sqrt(divisor) if pooling == "l2" else divisor)
 
 
 def _in_batches(bags: Bags, width: int, forward: Callable[[Bags], npt.NDArray[np.float64]]) -> Matrix:

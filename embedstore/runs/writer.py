@@ -251,7 +251,10 @@ def _dense_json(tower: DenseTower) -> dict[str, Any]:
     return {
         "schema": 1,
         "kind": "dense",
-        "inputs": [{"feature": part.feature, "pooling": part.pooling} for part in tower.inputs],
+        "inputs": [
+            {"feature": part.feature, "pooling": part.pooling, "half_life": part.half_life}
+            for part in tower.inputs
+        ],
         "layers": [
             {"activation": layer.activation, "bias": layer.bias is not None} for layer in tower.layers
         ],

@@ -77,6 +77,15 @@ class TrainConfig:
         choices=("mean", "l2"),
         presets=("softmax",),
     )
+    half_life: float | None = _setting(
+        None,
+        "Recency: a movie of the history weighs half of the one that many places newer; auto is no recency, "
+        "a plain mean.",
+        low=0,
+        open_low=True,
+        presets=("linear",),
+        tune=(5.0, 200.0, "log"),
+    )
     target: float | None = _setting(
         None, "Smallest rating that counts as liked; auto is 0.8 x the largest rating, 4 of 5 stars."
     )

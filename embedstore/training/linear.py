@@ -24,11 +24,11 @@ import numpy.typing as npt
 
 from embedstore.data.features import Bags, Rows
 from embedstore.errors import DataError
-from embedstore.runs.tower import AdditiveTower
+from embedstore.runs.tower import AdditiveTower, DenseTower, TowerInput
 from embedstore.training.config import TrainConfig
 from embedstore.training.prepared import Fitted, Prepared
 
-__all__ = ["fit", "solve"]
+__all__ = ["fit", "pooled_tower", "solve"]
 
 Matrix = npt.NDArray[np.float32]
 
@@ -43,12 +43,19 @@ _SAMPLE = 1000  # users whose scores tell how far scores spread
 
 
 def fit(data: Prepared, config: TrainConfig, users: Rows) -> Fitted:
-    """Return the additive model that is learned from the histories of users.
+    """Return the model that is learned from the histories of users.
 
     Raises DataError where the solve does not fit into memory or is singular.
     """
     history, movies = solve(data, config, users)
-    return Fitted(model=None, movie_vectors=movies, tower=AdditiveTower(history), log=[])
+    return Fitted(model=None, movie_vectors=movies, tower=pooled_tower(history, config.half_life), log=[])
+
+
+def pooled_tower(history: Matrix, half_life: float | None) -> AdditiveTower | DenseTower:
+    """Return the tower that is the mean of history vectors, weighted by recency where half_life says so."""
+    if half_life is None:
+        return AdditiveTower(history)
+    return DenseTower([TowerInput("movies", history, half_life=half_life)])
 
 
 def solve(data: Prepared, config: TrainConfig, users: Rows) -> tuple[Matrix, Matrix]:

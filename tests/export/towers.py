@@ -12,7 +12,7 @@ from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature, Tower
 from embedstore.runs.writer import write_run
 from tests.builders import GENRES, tiny_dataset
 
-FORMS = ("additive", "l2 tanh constant", "sum relu", "colab")
+FORMS = ("additive", "recency", "recency tanh", "l2 tanh constant", "sum relu", "colab")
 RUN_ID = "20260101t000000-0000"
 
 
@@ -25,6 +25,9 @@ def tower_of(form: str, n: int = 40) -> AdditiveTower | DenseTower:
 
     if form == "additive":
         return AdditiveTower(normal(n, 4))
+    if form.startswith("recency"):
+        layers = [TowerLayer(normal(4, 3), normal(3), "tanh")] if form.endswith("tanh") else []
+        return DenseTower([TowerInput("movies", normal(n, 4), half_life=2.5)], layers)
     if form == "l2 tanh constant":
         layers = [TowerLayer(normal(5, 6), normal(6), "tanh"), TowerLayer(normal(6, 3), normal(3))]
         return DenseTower([TowerInput("movies", normal(n, 5), "l2")], layers, constant=True)

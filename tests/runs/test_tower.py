@@ -33,6 +33,19 @@ def test_poolings_worked_by_hand(pooling: str, expected: float) -> None:
     np.testing.assert_allclose(tower([0, 1, 2, 3]), [expected])  # 16 / 4, 16, 16 / sqrt(4)
 
 
+def test_recency_halves_the_weight_of_a_movie_per_half_life_places() -> None:
+    tower = DenseTower([TowerInput("movies", f32([1], [2], [4]), half_life=1)])
+    np.testing.assert_allclose(tower([0, 1, 2]), [(1 / 4 + 2 / 2 + 4) / (1 / 4 + 1 / 2 + 1)])
+    batch = tower.batch(Bags.of([[0, 1, 2], [2, 1], [0]]))  # each history has a newest movie of its own
+    np.testing.assert_allclose(batch, [tower([0, 1, 2]), tower([2, 1]), tower([0])])
+
+
+@pytest.mark.parametrize(("feature", "pooling"), [("movies", "l2"), ("genres", "mean")])
+def test_recency_of_anything_but_a_mean_of_movies_is_refused(feature: str, pooling: str) -> None:
+    with pytest.raises(ValueError, match="half_life is for the mean of movies"):
+        TowerInput(feature, f32([1]), pooling, half_life=3)  # type: ignore[arg-type]
+
+
 def test_side_features_pool_over_every_value_of_every_movie() -> None:
     # movie 0 has genres 0 and 1, movie 1 has none, movie 2 has genre 1
     genres = MovieFeature("genres", np.array([0, 2, 2, 3]), np.array([0, 1, 1]))
@@ -114,6 +127,8 @@ def test_terms_add_up_to_psi_or_are_what_psi_loses_without_the_movie(form: str) 
 def test_only_a_tower_that_bends_is_estimated() -> None:
     assert {form: tower_of(form).terms([1, 2]).exact for form in FORMS} == {
         "additive": True,
+        "recency": True,
+        "recency tanh": False,
         "l2 tanh constant": False,
         "sum relu": False,
         "colab": True,

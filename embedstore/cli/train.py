@@ -15,7 +15,7 @@ import click
 from embedstore.cli.output import Column, print_json, print_table
 from embedstore.cli.settings import data_option, runs_option, setting, train_settings
 from embedstore.errors import NotFoundError, UsageError
-from embedstore.training.config import BY_STEPS, PRESETS, TrainConfig, assigned, field_infos
+from embedstore.training.config import PRESETS, TrainConfig, assigned, field_infos
 
 if TYPE_CHECKING:
     from embedstore.data.dataset import Dataset
@@ -47,7 +47,8 @@ class _TrainCommand(click.Command):
     type=click.Choice(list(PRESETS)),
     default=None,
     show_default="that of embedstore.toml, or softmax",
-    help="softmax: the softmax DNN trained well; linear: in closed form; colab: the course's own.",
+    help="softmax: the softmax DNN trained well; linear: in closed form; blend: several in one; colab: the "
+    "course's own.",
 )
 @click.option("-P", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a setting; repeatable.")
 @click.option("--seed", type=int, default=None, help="The same as -P seed=N.")
@@ -75,7 +76,7 @@ def train(
     given = assigned([*assignments, *([] if seed is None else [f"seed={seed}"])])
     config = TrainConfig.of(preset, {**settings, **given})
     dataset = load_dataset(data_dir, columns)
-    if config.preset in BY_STEPS:
+    if config.uses_tensorflow:
         start_tensorflow()
     from embedstore.training import train as train_run
 
@@ -125,7 +126,9 @@ def _print_result(path: Path, as_json: bool) -> None:
         )
         return
     users, best = metrics["users"], metrics["best"]
-    kept = f", epoch {best['epoch']} of {best['epochs']} kept" if best else ""
+    kept = f", epoch {best['epoch']} of {best['epochs']} kept" if "epoch" in best else ""
+    if "parts" in best:
+        kept = ", " + " + ".join(f"{weight:g} {name}" for name, weight in best["parts"].items())
     click.echo(f"run {manifest.run_id} written to {path}")
     click.echo(
         f"preset {manifest.config['preset']}, {manifest.tower} tower, "

@@ -306,8 +306,10 @@ def _divisor(sizes: npt.NDArray[np.float64], pooling: Pooling) -> npt.NDArray[np
     """Return what the sums of bags of these sizes, (n, 1), are divided by."""
     if pooling == "sum":
         return np.ones_like(sizes)
-    divisor = np.where(sizes > 0, sizes, 1)
-    return np.asarray(np.sqrt(divisor) if pooling == "l2" else divisor)
+    divisor: npt.NDArray[np.float64] = np.where(sizes > 0, sizes, 1)
+    if pooling == "l2":
+        divisor = np.sqrt(divisor)
+    return divisor
 
 
 def _in_batches(bags: Bags, width: int, forward: Callable[[Bags], npt.NDArray[np.float64]]) -> Matrix:

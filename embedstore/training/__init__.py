@@ -61,7 +61,7 @@ def train(
     finite or the run cannot be written.
     """
     config = config or TrainConfig()
-    trained = train_model(dataset, config, progress=progress)
+    trained = train_model(dataset, config, progress=progress, runs_dir=Path(runs_dir))
     return write_run(
         Path(runs_dir),
         dataset=dataset,
@@ -74,10 +74,12 @@ def train(
     )
 
 
-def train_model(dataset: Dataset, config: TrainConfig, *, progress: Progress | None = None) -> Trained:
+def train_model(
+    dataset: Dataset, config: TrainConfig, *, progress: Progress | None = None, runs_dir: Path | None = None
+) -> Trained:
     """Train and measure a model without writing it; see train."""
     data = prepare(dataset, config)
-    fitted = fit(data, config, progress=progress, learn_validation=True)
+    fitted = fit(data, config, progress=progress, learn_validation=True, runs_dir=runs_dir)
     return Trained(data, fitted, _metrics(data, fitted))
 
 
@@ -87,16 +89,22 @@ def fit(
     *,
     progress: Progress | None = None,
     learn_validation: bool = False,
+    runs_dir: Path | None = None,
 ) -> Fitted:
     """Train the model of config on prepared data, as train does, and measure nothing.
 
     learn_validation: a preset that does not stop early learns from the validation users as well.
+    runs_dir: where a blend finds the runs that it names.
     """
     if config.preset == "linear":
         from embedstore.training import linear
 
         users = np.concatenate([data.split.train, data.split.validation if learn_validation else []])
         return linear.fit(data, config, np.sort(users).astype(np.int64))
+    if config.preset == "blend":
+        from embedstore.training import blend
+
+        return blend.fit(data, config, progress, learn_validation=learn_validation, runs_dir=runs_dir)
     import keras
     import tensorflow as tf
 

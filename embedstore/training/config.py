@@ -12,18 +12,19 @@ from typing import Any, Final, Literal, cast
 
 from embedstore.errors import UsageError
 
-__all__ = ["BY_STEPS", "PRESETS", "FieldInfo", "TrainConfig", "assigned", "field_infos", "show_value"]
+__all__ = ["PRESETS", "FieldInfo", "TrainConfig", "assigned", "field_infos", "show_value"]
 
-Preset = Literal["softmax", "linear", "colab"]
+Preset = Literal["softmax", "linear", "blend", "colab"]
 
 # What a preset sets differently from the defaults of TrainConfig, which are those of softmax.
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "softmax": {},
     "linear": {"embedding_dim": None, "watched_weight": 0.2},
+    "blend": {"embedding_dim": None},
     "colab": {"embedding_dim": 35, "hidden_dims": (35,), "learning_rate": 8.0, "batch_size": 200},
 }
 
-ALL = ("softmax", "linear", "colab")
+ALL = ("softmax", "linear", "blend", "colab")
 BY_STEPS: Final = ("softmax", "colab")  # trained with TensorFlow
 
 
@@ -83,8 +84,13 @@ class TrainConfig:
         "a plain mean.",
         low=0,
         open_low=True,
-        presets=("linear",),
+        presets=("linear", "blend"),
         tune=(5.0, 200.0, "log"),
+    )
+    parts: str = _setting(
+        "linear,softmax",
+        "What is blended: presets, which are trained with their defaults, or additive runs.",
+        presets=("blend",),
     )
     target: float | None = _setting(
         None, "Smallest rating that counts as liked; auto is 0.8 x the largest rating, 4 of 5 stars."
@@ -211,6 +217,12 @@ class TrainConfig:
                 f"colab, where V_j is the input table, found {show_value(self.hidden_dims)}"
             )
 
+    @property
+    def uses_tensorflow(self) -> bool:
+        """Whether a training of this configuration imports TensorFlow."""
+        parts = self.parts.split(",") if self.preset == "blend" else [self.preset]
+        return any(part in BY_STEPS for part in parts)
+
     @classmethod
     def of(cls, preset: str = "softmax", settings: Mapping[str, Any] | None = None) -> TrainConfig:
         """Return the configuration of a preset with settings changed.
@@ -298,8 +310,8 @@ class FieldInfo:
         """Raise UsageError where value has a wrong type or is out of range."""
         if self.kind.endswith("| None") and value is None:
             return
-        if self.choices:
-            if value not in self.choices:
+        if self.choices or self.kind == "str":
+            if not isinstance(value, str) or (self.choices and value not in self.choices):
                 raise self._error(value)
             return
         values = value if self.kind.startswith("tuple") else (value,)
@@ -327,6 +339,7 @@ class FieldInfo:
         if self.choices:
             return " or ".join(self.choices)
         noun = {
+            "str": "text",
             "int": "a whole number",
             "int | None": "a whole number or auto",
             "float": "a number",

@@ -299,16 +299,15 @@ def _pool(
 
 def _without(added: npt.NDArray[np.float64], growth: float) -> npt.NDArray[np.float64]:
     """Return, for every row, the sum of the others, of which the earlier ones grow; shape as added."""
-    return added.sum(axis=0) - added + growth * (np.cumsum(added, axis=0) - added)
+    others: npt.NDArray[np.float64] = added.sum(axis=0) - added + growth * (np.cumsum(added, axis=0) - added)
+    return others
 
 
 def _divisor(sizes: npt.NDArray[np.float64], pooling: Pooling) -> npt.NDArray[np.float64]:
     """Return what the sums of bags of these sizes, (n, 1), are divided by."""
     if pooling == "sum":
         return np.ones_like(sizes)
-    divisor: npt.NDArray[np.float64] = np.where(sizes > 0, sizes, 1)
-    if pooling == "l2":
-        divisor = np.sqrt(divisor)
+    divisor: npt.NDArray[np.float64] = np.where(sizes > 0, sizes, 1) ** (0.5 if pooling == "l2" else 1)
     return divisor
 
 

@@ -184,6 +184,14 @@ class TrainConfig:
         presets=("linear",),
         tune=(0.0, 4.0, "linear"),
     )
+    popularity_power: float = _setting(
+        -0.1,
+        "The scores of a movie are multiplied by its number of ratings to this power.",
+        low=-1,
+        high=1,
+        presets=("linear",),
+        tune=(-0.3, 0.1, "linear"),
+    )
     popularity_prior: float = _setting(
         0.0,
         "Weight of the popularity of a movie in its score, in standard deviations of the scores.",

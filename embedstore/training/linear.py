@@ -112,13 +112,15 @@ def _factorise(z: Any, y: Any, genres: Matrix, config: TrainConfig, width: int) 
     gamma = np.einsum("ij,ji->i", inverse, cross) / inverse.diagonal()
     cross[np.diag_indices_from(cross)] -= gamma
 
+    shown: Matrix = (np.maximum(counts, 1) ** config.popularity_power).astype(np.float32)[:, None] / column
+
     def b(vectors: Matrix) -> Matrix:
-        product: Matrix = inverse @ (cross @ (vectors / column))
+        product: Matrix = inverse @ (cross @ (vectors * shown))
         return product * column
 
     def b_transposed(vectors: Matrix) -> Matrix:
         product: Matrix = cross.T @ (inverse @ (vectors * column))
-        return product / column
+        return product * shown
 
     z = z.astype(np.float32)
     start = np.random.default_rng(config.seed).normal(

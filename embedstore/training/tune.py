@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -436,20 +437,15 @@ def _open(path: Path, key: str, bound: Mapping[str, Any]) -> optuna.Study:
     strange = RunError(
         f"study {path} is damaged or was written by another tool; move it away, and the search starts anew"
     )
-    _cut_half_line(path, strange)
+    pruner = optuna.pruners.MedianPruner(_PRUNE_FROM_TRIAL, _PRUNE_FROM_EPOCH)
     lock: Any = _HeldLock()
     try:
+        began = _cut_half_line(path)
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(path), lock))
-        names = optuna.get_all_study_names(storage)
-        if names not in ([], [key]):
+        if optuna.get_all_study_names(storage) != [key] * began:
             raise strange
-        study = optuna.create_study(
-            storage=storage,
-            study_name=key,
-            direction="maximize",
-            load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(_PRUNE_FROM_TRIAL, _PRUNE_FROM_EPOCH),
-        )
+        open_study = optuna.load_study if began else partial(optuna.create_study, direction="maximize")
+        study = open_study(study_name=key, storage=storage, pruner=pruner)
         trials = study.get_trials(deepcopy=False)
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         raise strange from error
@@ -463,16 +459,20 @@ def _open(path: Path, key: str, bound: Mapping[str, Any]) -> optuna.Study:
     return study
 
 
-def _cut_half_line(path: Path, strange: RunError) -> None:
-    """Remove the line that a full disk or a power cut left unfinished; Optuna would write behind it."""
-    start = b'{"op_code":'
-    content = path.read_bytes()
-    whole, rest = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
-    if not (whole or rest).startswith(start) and not start.startswith(whole or rest):
-        raise strange
+def _cut_half_line(path: Path) -> bool:
+    """Remove the line that a full disk or a power cut left unfinished; Optuna would write behind it.
+
+    Returns whether there is another. Raises ValueError where a line is none of a journal.
+    """
+    *lines, rest = path.read_bytes().split(b"\n")
+    if not all(isinstance(json.loads(line), dict) for line in lines):
+        raise ValueError("a line of a journal must be an object")
     if rest:
-        with open(path, "r+b") as file:
-            file.truncate(len(whole))
+        start = b'{"op_code":'
+        if not rest.startswith(start) and not start.startswith(rest):
+            raise ValueError("the last line must be the beginning of one of a journal")
+        os.truncate(path, path.stat().st_size - len(rest))
+    return bool(lines)
 
 
 class _HeldLock:

@@ -19,7 +19,7 @@ from embedstore.cli.settings import (
     write_train_settings,
 )
 from embedstore.cli.train import load_dataset, start_tensorflow
-from embedstore.training.config import PRESETS, TrainConfig, assigned, show_value
+from embedstore.training.config import BY_STEPS, PRESETS, TrainConfig, assigned, show_value
 from embedstore.training.tune import PROTOCOLS, Tuned, TuneProgress, require
 from embedstore.training.tune import tune as search
 
@@ -70,13 +70,14 @@ def tune(
     in the folder tune of the runs. --trials counts the trials that are there already.
     """
     fixed = assigned([*assignments, *([] if seed is None else [f"seed={seed}"])])
-    TrainConfig.of(preset, fixed)
+    config = TrainConfig.of(preset, fixed)
     require("optuna")
     if write:
         require("tomlkit")
         train_settings(None)  # a file that cannot be read is said now, not after the search
     dataset = load_dataset(data_dir, columns)
-    start_tensorflow()
+    if config.preset in BY_STEPS:
+        start_tensorflow()
     try:
         with _progress_bar() as progress:
             found = search(

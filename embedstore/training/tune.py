@@ -221,8 +221,10 @@ class _Search:
     def run(self, deadline: float) -> None:
         """Train the default, then trials, until there are enough or the time is over."""
         if not self.study.trials:
+            self._show(None)
             self._train_default()
         while len(self._finished()) < self.trials and time.monotonic() < deadline:
+            self._show(None)
             try:
                 self._train_next(deadline)
             except _OutOfTime:

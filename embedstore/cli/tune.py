@@ -29,7 +29,13 @@ __all__ = ["tune"]
 @click.command()
 @data_option
 @runs_option
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="softmax", show_default=True)
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="softmax",
+    show_default=True,
+    help="Whose settings; linear takes a second a trial, softmax some ten.",
+)
 @click.option("--trials", type=int, default=40, show_default=True, help="Configurations in all.")
 @click.option("--minutes", type=float, default=10, show_default=True, help="End the search after so long.")
 @click.option(

@@ -52,6 +52,7 @@ __all__ = [
 
 PROTOCOLS = ("serving", "strong", "next-session")  # of held-out users, with more than one movie to find
 SCALES = ("log", "linear")
+_AUTO = "=auto"  # after the name of a setting whose default is automatic: whether a trial leaves it so
 _DIGITS = 3  # of a number that is tried: it can be typed, and no metric tells more apart
 _RANDOM_TRIALS = 10  # before the sampler learns from the others
 _PRUNE_FROM_TRIAL, _PRUNE_FROM_EPOCH = 5, 10
@@ -216,7 +217,13 @@ class _Search:
 
     @cached_property
     def distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
-        return {info.name: _distribution(info) for info in self.space}
+        from optuna.distributions import CategoricalDistribution
+
+        automatic = [info.name for info in self.space if getattr(self.default, info.name) is None]
+        return {
+            **{info.name: _distribution(info) for info in self.space},
+            **{f"{name}{_AUTO}": CategoricalDistribution([True, False]) for name in automatic},
+        }
 
     def run(self, deadline: float) -> None:
         """Train the default, then trials, until there are enough or the time is over."""
@@ -241,7 +248,7 @@ class _Search:
             protocol=protocol,
             metric=self.metric,
             fixed=tuple(self.fixed),
-            searched=tuple(self.distributions),
+            searched=tuple(info.name for info in self.space),
             default=default,
             best=best,
             difference=None if best.number == 0 else paired(best.per_user, default.per_user),
@@ -273,9 +280,13 @@ class _Search:
             self._show(state)
 
         per_user = self._scores(self.default, keep)
-        known = {name: getattr(self.default, name) for name in self.distributions}
-        infos = {info.name: info for info in self.space}
-        params = {name: _param(infos[name], value) for name, value in known.items() if value is not None}
+        params: dict[str, Any] = {}
+        for info in self.space:
+            value = getattr(self.default, info.name)
+            if value is None:
+                params[f"{info.name}{_AUTO}"] = True
+            else:
+                params[info.name] = value if info.tune[-1] in SCALES else show_value(value)
         self.study.add_trial(
             optuna.create_trial(
                 value=float(per_user.mean()),
@@ -396,14 +407,12 @@ def _distribution(info: FieldInfo) -> optuna.distributions.BaseDistribution:
     return kind(low, high, log=scale == "log")
 
 
-def _param(info: FieldInfo, value: Any) -> Any:
-    return value if info.tune[-1] in SCALES else show_value(value)
-
-
 def _settings(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what params of a trial set; what they leave automatic is left out."""
     return {
         name: float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
         for name, value in params.items()
+        if not name.endswith(_AUTO) and not params.get(f"{name}{_AUTO}")
     }
 
 

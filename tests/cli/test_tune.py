@@ -14,7 +14,6 @@ import pytest
 
 from embedstore.cli import run as embedstore
 from embedstore.cli.settings import train_settings
-from embedstore.runs.registry import find_run
 from tests.builders import tiny_dataset
 
 Capture = pytest.CaptureFixture[str]
@@ -61,10 +60,9 @@ def test_train_takes_what_tune_wrote_unless_a_flag_says_otherwise(capfd: Capture
     assert train_settings(None) == ("linear", found["best"]["settings"])
     assert Path("embedstore.toml").read_text().startswith('# ours\nalias = "films"\n')
 
-    assert embedstore(["train"]) == 0
-    assert find_run(Path("runs")).manifest.config == found["best"]["config"]
-    assert embedstore(["train", "-P", "softness=0.123"]) == 0
-    assert find_run(Path("runs")).manifest.config == {**found["best"]["config"], "softness": 0.123}
+    for arguments, change in ([], {}), (["-P", "softness=0.123"], {"softness": 0.123}):
+        assert embedstore(["train", "--json", *arguments]) == 0
+        assert json.loads(capfd.readouterr().out)["config"] == {**found["best"]["config"], **change}
     assert embedstore([*TUNE, "--trials", "25", "--write"]) == 0
     assert "had these settings already" in capfd.readouterr().out
 

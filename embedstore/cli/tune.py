@@ -19,7 +19,7 @@ from embedstore.cli.settings import (
     write_train_settings,
 )
 from embedstore.cli.train import load_dataset, start_tensorflow
-from embedstore.training.config import BY_STEPS, PRESETS, TrainConfig, assigned, show_value
+from embedstore.training.config import PRESETS, TrainConfig, assigned, show_value
 from embedstore.training.tune import PROTOCOLS, Tuned, TuneProgress, require
 from embedstore.training.tune import tune as search
 
@@ -82,7 +82,7 @@ def tune(
         require("tomlkit")
         train_settings(None)  # a file that cannot be read is said now, not after the search
     dataset = load_dataset(data_dir, columns)
-    if config.preset in BY_STEPS:
+    if config.uses_tensorflow:
         start_tensorflow()
     try:
         with _progress_bar() as progress:

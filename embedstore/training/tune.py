@@ -33,7 +33,7 @@ from embedstore.evaluation.protocols import PROTOCOLS as ALL_PROTOCOLS
 from embedstore.evaluation.protocols import question
 from embedstore.evaluation.serving import vector_scorer
 from embedstore.training import fit
-from embedstore.training.config import FieldInfo, TrainConfig, field_infos, show_value
+from embedstore.training.config import PRESETS, FieldInfo, TrainConfig, field_infos, show_value
 from embedstore.training.prepared import Prepared, Progress, TrainProgress, prepare
 
 if TYPE_CHECKING:
@@ -147,6 +147,12 @@ def tune(
         raise UsageError(f"protocol {protocol!r} is not known; expected one of {', '.join(PROTOCOLS)}")
     fixed = dict(settings or {})
     default = TrainConfig.of(preset, fixed)
+    runs = [part for part in default.parts.split(",") if part not in PRESETS] if preset == "blend" else []
+    if runs:
+        raise UsageError(
+            f"a search cannot validate a blend of run {runs[0]}, which has met the validation users; "
+            "name presets in parts"
+        )
     metric = ALL_PROTOCOLS[protocol].headline
     space = search_space(default, fixed)
     if not space:

@@ -27,6 +27,7 @@ SHARES = {"validation_share": 0.3, "test_share": 0.3}
 FIXED: dict[str, dict[str, Any]] = {
     "linear": {"embedding_dim": 8, "genre_weight": 0.0, **SHARES},
     "softmax": {"embedding_dim": 8, "batch_size": 40, "epochs": 2, **SHARES},
+    "blend": SHARES,
 }
 SEARCHED = {name: {info.name for info in search_space(TrainConfig.of(name), FIXED[name])} for name in FIXED}
 
@@ -80,6 +81,11 @@ def test_what_says_who_is_measured_is_never_searched() -> None:
         ({"minutes": float("nan")}, UsageError, "minutes is nan"),
         ({"protocol": "global-time"}, UsageError, "expected one of serving, strong, next-session"),
         ({"settings": {"steps": 3}}, UsageError, "'steps' does not belong to preset linear"),
+        (
+            {"preset": "blend", "settings": {"parts": "linear,2024"}},
+            UsageError,
+            "a blend of run 2024, which has",
+        ),
         ({"settings": {"softness": "much"}}, UsageError, "softness must be a number"),
         (
             {"settings": dict.fromkeys(SEARCHED["linear"], 0.1)},

@@ -45,6 +45,8 @@ HEAVY = (
     "rich.console",
     "onnx",
     "onnxruntime",
+    "optuna",
+    "tomlkit",
 )
 
 
@@ -158,7 +160,7 @@ def python(code: str) -> str:
         "from embedstore import Run, open_store, recommend, embed, similar, sync, verify",
         "import embedstore.cli",
         "import embedstore.cli.query, embedstore.cli.sync, embedstore.cli.runs, embedstore.cli.data",
-        "import embedstore.cli.train",
+        "import embedstore.cli.train, embedstore.cli.tune",
         "import embedstore.cli.export, embedstore.export",
     ],
 )

@@ -270,7 +270,9 @@ def _parse(text: bytes) -> dict[str, Any]:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{SETTINGS_FILE} is not valid TOML ({error}); correct it") from error
     for key, value in values.items():
-        if key == TRAIN and isinstance(value, dict):
+        if key == TRAIN:
+            if not isinstance(value, dict):
+                raise UsageError(f"{SETTINGS_FILE}: {key} must be a table of settings, found {value!r}")
             continue
         if key not in SERVER and re.search("key|token|password", key.lower()):
             raise UsageError(
@@ -282,8 +284,6 @@ def _parse(text: bytes) -> dict[str, Any]:
                 f"{SETTINGS_FILE} has an unknown key {key!r}; "
                 f"expected one of {', '.join([*DEFAULTS, *SERVER, TRAIN])}"
             )
-        if key == TRAIN:
-            raise UsageError(f"{SETTINGS_FILE}: {key} must be a table of settings, found {value!r}")
         if not isinstance(value, str) or not value.strip():
             raise UsageError(f"{SETTINGS_FILE}: {key} must be a text that is not empty, found {value!r}")
     return values

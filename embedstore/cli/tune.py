@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from embedstore.cli.output import Column, print_json, print_table
+from embedstore.cli.output import Column, escape, print_json, print_table
 from embedstore.cli.settings import (
     SETTINGS_FILE,
     data_option,
@@ -28,7 +29,13 @@ __all__ = ["tune"]
 @click.command()
 @data_option
 @runs_option
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="softmax", show_default=True)
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="softmax",
+    show_default=True,
+    help="Whose settings; linear takes a second a trial, softmax some ten.",
+)
 @click.option("--trials", type=int, default=40, show_default=True, help="Configurations in all.")
 @click.option("--minutes", type=float, default=10, show_default=True, help="End the search after so long.")
 @click.option(
@@ -69,13 +76,14 @@ def tune(
     in the folder tune of the runs. --trials counts the trials that are there already.
     """
     fixed = assigned([*assignments, *([] if seed is None else [f"seed={seed}"])])
-    TrainConfig.of(preset, fixed)
+    config = TrainConfig.of(preset, fixed)
     require("optuna")
     if write:
         require("tomlkit")
         train_settings(None)  # a file that cannot be read is said now, not after the search
     dataset = load_dataset(data_dir, columns)
-    start_tensorflow()
+    if config.uses_tensorflow:
+        start_tensorflow()
     try:
         with _progress_bar() as progress:
             found = search(
@@ -113,6 +121,7 @@ def _document(found: Tuned, changes: list[str] | None) -> dict[str, Any]:
             "settings": found.settings,
             "config": found.best.config.to_dict(),
         },
+        "difference": found.difference and asdict(found.difference),
         "written": changes,
     }
 
@@ -127,14 +136,16 @@ def _print(found: Tuned, changes: list[str] | None) -> None:
     print_table(["setting", Column("default", right=True), Column("best", right=True)], rows)
     click.echo(
         f"\n{found.trials} trials on {default.per_user.size} validation users, protocol {found.protocol}; "
-        f"{found.pruned} stopped early, {found.failed} failed; kept in {found.study}"
+        f"{found.pruned} stopped early, {found.failed} failed; kept in {escape(str(found.study))}"
     )
-    if best.number == default.number:
+    if found.difference is None:
         click.echo("No trial was better than the default.")
     else:
+        mean, low, high = found.difference.mean, found.difference.low, found.difference.high
         click.echo(
-            f"The figure of the best, trial {best.number}, is optimistic: the highest of {found.trials} on\n"
-            "the same users; `embedstore train` measures it on test users, whom no trial has seen."
+            f"The best, trial {best.number}: {mean:+.4f} [{low:+.4f}, {high:+.4f}] to the default, paired "
+            f"bootstrap over users.\nThat is optimistic, the highest of {found.trials} on the same users; "
+            "`embedstore train` measures it on test users,\nwhom no trial has seen."
         )
     if changes is None:
         flags = "".join(f" -P {name}={show_value(value)}" for name, value in found.settings.items())

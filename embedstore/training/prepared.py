@@ -82,11 +82,11 @@ class Prepared:
         """Return how much each rating of users counts as liked, from watched_weight to 1.
 
         softness 0 is a step at the target; else a logistic curve that is halfway up half a star (an
-        eighth of the target) below it, softness x the standard deviation of all ratings wide.
+        eighth of the target) below it, softness x the standard deviation of these ratings wide.
         """
         positions, _ = self.positions_of(users)
         ratings = self.dataset.ratings[positions].astype(np.float64)
-        spread = float(self.dataset.ratings.std())
+        spread = float(ratings.std())
         if softness and spread:
             from scipy.special import expit
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +24,16 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.dataset import Dataset
-from embedstore.data.splits import HeldOut, hide_ratings
+from embedstore.data.splits import HeldOut
 from embedstore.errors import DataError, EmbedstoreError, RunError, UsageError
-from embedstore.evaluation.serving import evaluate, vector_scorer
+from embedstore.evaluation.baselines import batches
+from embedstore.evaluation.bootstrap import Interval, paired
+from embedstore.evaluation.metrics import measure, parse_metric, top_k
+from embedstore.evaluation.protocols import PROTOCOLS as ALL_PROTOCOLS
+from embedstore.evaluation.protocols import question
+from embedstore.evaluation.serving import vector_scorer
 from embedstore.training import fit
-from embedstore.training.config import FieldInfo, TrainConfig, field_infos, show_value
+from embedstore.training.config import PRESETS, FieldInfo, TrainConfig, field_infos, show_value
 from embedstore.training.prepared import Prepared, Progress, TrainProgress, prepare
 
 if TYPE_CHECKING:
@@ -43,9 +50,9 @@ __all__ = [
     "validation_scores",
 ]
 
-PROTOCOLS = ("serving",)
-METRIC = "ndcg@100"
+PROTOCOLS = ("serving", "strong", "next-session")  # of held-out users, with more than one movie to find
 SCALES = ("log", "linear")
+_AUTO = "=auto"  # after the name of a setting whose default is automatic: whether a trial leaves it so
 _DIGITS = 3  # of a number that is tried: it can be typed, and no metric tells more apart
 _RANDOM_TRIALS = 10  # before the sampler learns from the others
 _PRUNE_FROM_TRIAL, _PRUNE_FROM_EPOCH = 5, 10
@@ -69,8 +76,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search found; metric is what value means. Of trials, which count all that came to an end,
-    pruned were stopped early and failed could not be trained.
+    """What a search found. metric: what value means. difference: best less default over the users, None where
+    the default is best. trials: all that came to an end, of which pruned were stopped early and failed
+    could not be trained.
     """
 
     study: Path
@@ -80,6 +88,7 @@ class Tuned:
     searched: tuple[str, ...]
     default: Trial
     best: Trial
+    difference: Interval | None
     trials: int
     pruned: int
     failed: int
@@ -138,18 +147,19 @@ def tune(
         raise UsageError(f"protocol {protocol!r} is not known; expected one of {', '.join(PROTOCOLS)}")
     fixed = dict(settings or {})
     default = TrainConfig.of(preset, fixed)
+    runs = [part for part in default.parts.split(",") if part not in PRESETS] if preset == "blend" else []
+    if runs:
+        raise UsageError(
+            f"a search cannot validate a blend of run {runs[0]}, which has met the validation users; "
+            "name presets in parts"
+        )
+    metric = ALL_PROTOCOLS[protocol].headline
     space = search_space(default, fixed)
     if not space:
         raise UsageError(f"nothing is left to search in preset {preset}; set fewer settings")
     require("optuna")
     deadline = time.monotonic() + 60 * minutes
-    data, asked = _without_test_users(prepare(dataset, default))
-    if not len(asked):
-        raise DataError(
-            f"no user of data set {dataset.name!r} is left to validate on, found "
-            f"{data.split.validation.size} validation users of {len(dataset.users)}; "
-            "a search needs 10 users or more and a validation_share above 0"
-        )
+    data, asked = _without_test_users(prepare(dataset, default), protocol)
     bound = {
         "data": dataset.sha256,
         "config": default.to_dict(),
@@ -159,7 +169,8 @@ def tune(
     key = hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()[:8]
     path = Path(runs_dir) / "tune" / f"{preset}-{dataset.sha256[:8]}-{key}.jsonl"
     with _locked(path):
-        search = _Search(_open(path, key, bound), fixed, default, space, data, asked, trials, progress)
+        study = _open(path, key, bound)
+        search = _Search(study, fixed, default, space, data, asked, metric, trials, progress)
         search.run(deadline)
         return search.result(path, protocol)
 
@@ -180,41 +191,53 @@ def search_space(default: TrainConfig, fixed: Collection[str]) -> list[FieldInfo
 
 
 def validation_scores(
-    data: Prepared, config: TrainConfig, asked: HeldOut, progress: Progress | None = None
+    data: Prepared, config: TrainConfig, asked: HeldOut, metric: str, progress: Progress | None = None
 ) -> Values:
-    """Train config on data and return NDCG@100 of every user of asked, shape (n_users,).
+    """Train config on data and return metric ("ndcg@100") of every user of asked, shape (n_users,).
 
     A model that diverged ranks nothing, which is 0.
     """
     fitted = fit(data, config, progress=progress)
-    if not np.isfinite(fitted.movie_vectors).all():
-        return np.zeros(len(asked))
-    return evaluate(vector_scorer(fitted.tower.batch, fitted.movie_vectors), asked).ndcg
+    scorer = vector_scorer(fitted.tower.batch, fitted.movie_vectors)
+    ranked = []
+    for batch in batches(asked):
+        scores = np.array(scorer(batch))
+        scores[np.repeat(np.arange(len(batch)), batch.known.sizes), batch.known.rows] = -np.inf
+        ranked.append(top_k(scores, parse_metric(metric).k))
+    return measure(np.concatenate(ranked), asked.targets, [metric]).per_user[metric]
 
 
+@dataclass(frozen=True)
 class _Search:
     """A study that is open and locked, and what its trials are trained with."""
 
-    def __init__(
-        self,
-        study: optuna.Study,
-        fixed: Mapping[str, Any],
-        default: TrainConfig,
-        space: list[FieldInfo],
-        data: Prepared,
-        asked: HeldOut,
-        trials: int,
-        progress: Callable[[TuneProgress], None] | None,
-    ) -> None:
-        self.study, self.fixed, self.default, self.space = study, fixed, default, space
-        self.data, self.asked, self.trials, self.progress = data, asked, trials, progress
-        self.distributions = {info.name: _distribution(info) for info in space}
+    study: optuna.Study
+    fixed: Mapping[str, Any]
+    default: TrainConfig
+    space: list[FieldInfo]
+    data: Prepared
+    asked: HeldOut
+    metric: str
+    trials: int
+    progress: Callable[[TuneProgress], None] | None
+
+    @cached_property
+    def distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
+        from optuna.distributions import CategoricalDistribution
+
+        automatic = [info.name for info in self.space if getattr(self.default, info.name) is None]
+        return {
+            **{info.name: _distribution(info) for info in self.space},
+            **{f"{name}{_AUTO}": CategoricalDistribution([True, False]) for name in automatic},
+        }
 
     def run(self, deadline: float) -> None:
         """Train the default, then trials, until there are enough or the time is over."""
         if not self.study.trials:
+            self._show(None)
             self._train_default()
         while len(self._finished()) < self.trials and time.monotonic() < deadline:
+            self._show(None)
             try:
                 self._train_next(deadline)
             except _OutOfTime:
@@ -224,15 +247,17 @@ class _Search:
         """Return the default and the best trial; of two that are as good, the older one."""
         finished = self._finished()
         complete = [trial for trial in finished if trial.state.name == "COMPLETE"]
-        best = max(complete, key=lambda trial: (trial.value, -trial.number))
+        default = self._trial(complete[0])
+        best = self._trial(max(complete, key=lambda trial: (trial.value, -trial.number)))
         return Tuned(
             study=path,
             protocol=protocol,
-            metric=METRIC,
+            metric=self.metric,
             fixed=tuple(self.fixed),
-            searched=tuple(self.distributions),
-            default=self._trial(complete[0]),
-            best=self._trial(best),
+            searched=tuple(info.name for info in self.space),
+            default=default,
+            best=best,
+            difference=None if best.number == 0 else paired(best.per_user, default.per_user),
             trials=len(finished),
             pruned=sum(trial.state.name == "PRUNED" for trial in finished),
             failed=sum(trial.state.name == "FAIL" for trial in finished),
@@ -246,6 +271,9 @@ class _Search:
             if trial.state.name in ("COMPLETE", "PRUNED") or "error" in trial.user_attrs
         ]
 
+    def _scores(self, config: TrainConfig, progress: Progress) -> Values:
+        return validation_scores(self.data, config, self.asked, self.metric, progress)
+
     def _train_default(self) -> None:
         """Train the default and record it at one blow, so that it is trial 0 or not there."""
         import optuna
@@ -257,10 +285,14 @@ class _Search:
                 epochs.setdefault(state.epoch, state.ndcg)
             self._show(state)
 
-        per_user = validation_scores(self.data, self.default, self.asked, keep)
-        known = {name: getattr(self.default, name) for name in self.distributions}
-        infos = {info.name: info for info in self.space}
-        params = {name: _param(infos[name], value) for name, value in known.items() if value is not None}
+        per_user = self._scores(self.default, keep)
+        params: dict[str, Any] = {}
+        for info in self.space:
+            value = getattr(self.default, info.name)
+            if value is None:
+                params[f"{info.name}{_AUTO}"] = True
+            else:
+                params[info.name] = value if info.tune[-1] in SCALES else show_value(value)
         self.study.add_trial(
             optuna.create_trial(
                 value=float(per_user.mean()),
@@ -295,7 +327,7 @@ class _Search:
 
         try:
             config = TrainConfig.of(self.default.preset, {**self.fixed, **settings})
-            per_user = validation_scores(self.data, config, self.asked, report)
+            per_user = self._scores(config, report)
         except _Pruned:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         except EmbedstoreError as error:
@@ -347,10 +379,24 @@ def require(package: str) -> None:
         ) from None
 
 
-def _without_test_users(data: Prepared) -> tuple[Prepared, HeldOut]:
-    """Return data with nobody to test, and the question to the validation users."""
-    nobody = hide_ratings(data.histories, data.liked, np.zeros(0, np.int64), seed=0)
-    return replace(data, test=nobody), data.validation
+def _without_test_users(data: Prepared, protocol: str) -> tuple[Prepared, HeldOut]:
+    """Return data with nobody to test, and the question of protocol to the validation users.
+
+    Raises DataError where there are too few of them.
+    """
+    split, name = data.split, data.dataset.name
+    if not split.validation.size:
+        raise DataError(
+            f"data set {name!r} leaves no user to validate on, found {split.train.size} to train; a search "
+            "needs 10 users or more, and a validation_share above 0"
+        )
+    # A question is put to the test users of what it is given: here they are the validation users.
+    shown = replace(data, split=replace(split, test=split.validation, validation=split.test[:0]))
+    try:
+        asked = question(shown, protocol)
+    except DataError as error:
+        raise DataError(f"a search asks the validation users in place of test users: {error}") from error
+    return replace(data, test=asked.validation), asked.held_out
 
 
 def _inside(value: Any, tune: tuple[Any, ...]) -> bool:
@@ -367,14 +413,12 @@ def _distribution(info: FieldInfo) -> optuna.distributions.BaseDistribution:
     return kind(low, high, log=scale == "log")
 
 
-def _param(info: FieldInfo, value: Any) -> Any:
-    return value if info.tune[-1] in SCALES else show_value(value)
-
-
 def _settings(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what params of a trial set; what they leave automatic is left out."""
     return {
         name: float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
         for name, value in params.items()
+        if not name.endswith(_AUTO) and not params.get(f"{name}{_AUTO}")
     }
 
 
@@ -410,20 +454,15 @@ def _open(path: Path, key: str, bound: Mapping[str, Any]) -> optuna.Study:
     strange = RunError(
         f"study {path} is damaged or was written by another tool; move it away, and the search starts anew"
     )
-    _cut_half_line(path, strange)
+    pruner = optuna.pruners.MedianPruner(_PRUNE_FROM_TRIAL, _PRUNE_FROM_EPOCH)
     lock: Any = _HeldLock()
     try:
+        began = _cut_half_line(path)
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(path), lock))
-        names = optuna.get_all_study_names(storage)
-        if names not in ([], [key]):
+        if optuna.get_all_study_names(storage) != [key] * began:
             raise strange
-        study = optuna.create_study(
-            storage=storage,
-            study_name=key,
-            direction="maximize",
-            load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(_PRUNE_FROM_TRIAL, _PRUNE_FROM_EPOCH),
-        )
+        open_study = optuna.load_study if began else partial(optuna.create_study, direction="maximize")
+        study = open_study(study_name=key, storage=storage, pruner=pruner)
         trials = study.get_trials(deepcopy=False)
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         raise strange from error
@@ -437,16 +476,20 @@ def _open(path: Path, key: str, bound: Mapping[str, Any]) -> optuna.Study:
     return study
 
 
-def _cut_half_line(path: Path, strange: RunError) -> None:
-    """Remove the line that a full disk or a power cut left unfinished; Optuna would write behind it."""
-    start = b'{"op_code":'
-    content = path.read_bytes()
-    whole, rest = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
-    if not (whole or rest).startswith(start) and not start.startswith(whole or rest):
-        raise strange
+def _cut_half_line(path: Path) -> bool:
+    """Remove the line that a full disk or a power cut left unfinished; Optuna would write behind it.
+
+    Returns whether there is another. Raises ValueError where a line is none of a journal.
+    """
+    *lines, rest = path.read_bytes().split(b"\n")
+    if not all(isinstance(json.loads(line), dict) for line in lines):
+        raise ValueError("a line of a journal must be an object")
     if rest:
-        with open(path, "r+b") as file:
-            file.truncate(len(whole))
+        start = b'{"op_code":'
+        if not rest.startswith(start) and not start.startswith(rest):
+            raise ValueError("the last line must be the beginning of one of a journal")
+        os.truncate(path, path.stat().st_size - len(rest))
+    return bool(lines)
 
 
 class _HeldLock:

@@ -20,6 +20,7 @@ from embedstore.cli.settings import (
     store_option,
 )
 from embedstore.errors import NotFoundError, UsageError
+from embedstore.runs.debias import split_reference
 from embedstore.runs.manifest import Manifest
 from embedstore.runs.registry import RunSummary, find_run, list_runs, remove_run
 from embedstore.stores.connection import is_url
@@ -196,7 +197,10 @@ def _served(location: str) -> dict[str, str]:
     if not is_url(location) and not Path(location).exists():
         return {}
     with open_store_at(location) as store:
-        served = {collection.rpartition("__")[2]: alias for alias, collection in store.aliases().items()}
+        served = {
+            split_reference(collection.rpartition("__")[2])[0]: alias
+            for alias, collection in store.aliases().items()
+        }
         if not served:  # a token for one alias sees no list of them
             alias = setting("alias")
             with suppress(NotFoundError):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedstore.errors import NotFoundError, RunError, UsageError
+from embedstore.runs.debias import debiased, split_reference
 from embedstore.runs.manifest import MANIFEST, Manifest, read_manifest
 from embedstore.runs.run import Run
 
@@ -52,14 +53,18 @@ def find_run(
     """Return the run that reference names.
 
     reference: a full id, a unique prefix, latest (the newest sealed one), @ALIAS (what the alias
-    serves now) or @ALIAS~N (N promotions ago). live(alias, n) answers the last two with a run id.
+    serves now) or @ALIAS~N (N promotions ago). live(alias, n) answers the last two with a reference.
+    What ends in _debias0.50 is the run before it, debiased by 0.50.
 
     Raises NotFoundError where there is none, UsageError where a prefix fits several.
     """
     if match := LIVE.fullmatch(reference):
         if live is None:
             raise UsageError(f"{reference} asks the store which run is live; give a run id here")
-        return _local(Path(runs_dir), live(match["alias"], int(match["back"] or 0)))
+        return find_run(runs_dir, live(match["alias"], int(match["back"] or 0)))
+    plain, amount = split_reference(reference)
+    if amount is not None:
+        return debiased(find_run(runs_dir, plain), amount)
     sealed = [summary for summary in list_runs(runs_dir) if summary.manifest is not None]
     if reference == "latest":
         if not sealed:

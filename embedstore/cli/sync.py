@@ -41,7 +41,7 @@ _debias_option = click.option(
     "--debias",
     type=float,
     metavar="A",
-    help="Scale V_j by norm(V_j)^-A, 0 < A <= 1, in a collection of its own: fewer popular movies.",
+    help="Scale V_j by norm(V_j)^-A, 0 < A <= 1, in a collection of its own.",
 )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedstore.errors import NotFoundError, RunError, UsageError
+from embedstore.runs.evaluation import evaluation_path
 from embedstore.runs.manifest import MANIFEST, Manifest, read_manifest
 from embedstore.runs.run import Run
 
@@ -81,7 +82,7 @@ def find_run(
 
 
 def remove_run(runs_dir: Path, run_id: str) -> Path:
-    """Delete the folder of a run, the manifest first, so that a half-deleted run is an unfinished one.
+    """Delete a run and its evaluation, the manifest first, so that a half-deleted run is an unfinished one.
 
     Raises NotFoundError where there is none.
     """
@@ -90,6 +91,7 @@ def remove_run(runs_dir: Path, run_id: str) -> Path:
         raise NotFoundError(f"no run {run_id!r} in {runs_dir}; list them with `embedstore runs list`")
     try:
         (path / MANIFEST).unlink(missing_ok=True)
+        evaluation_path(path).unlink(missing_ok=True)
         shutil.rmtree(path)
     except OSError as error:
         raise RunError(f"run folder {path} cannot be removed: {error.strerror}") from error

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from embedstore import __version__
 from embedstore.data.dataset import Dataset
 from embedstore.data.features import Bags, Rows
-from embedstore.errors import EmbedstoreError, UsageError
+from embedstore.errors import DataError, EmbedstoreError, UsageError
 from embedstore.evaluation.baselines import BASELINES, Scorer
 from embedstore.evaluation.bootstrap import Interval, intervals
 from embedstore.evaluation.metrics import CatalogFacts, Measured, check_k, measure, parse_metric
@@ -131,12 +131,12 @@ class ProtocolScores:
     def by_gap(self) -> list[tuple[str, int, dict[str, float]]]:
         """Return, for every band of the gap to the last known rating: its users, every model's headline.
 
-        Empty where the protocol has no last known rating.
+        Empty where the protocol has no last known rating, or all gaps are of one band.
         """
         gaps = self.question.held_out.gaps
-        if gaps is None:
+        bands = np.zeros(0, np.int64) if gaps is None else gap_bands(gaps)
+        if np.unique(bands).size < 2:
             return []
-        bands = gap_bands(gaps)
         headlines = {model: measured.per_user[self.headline] for model, measured in self.models.items()}
         return [
             (name, int(inside.sum()), {model: float(v[inside].mean()) for model, v in headlines.items()})
@@ -188,10 +188,11 @@ class ProtocolScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured of a run, one entry per protocol."""
+    """What was measured of a run, and why a protocol of the default ones was left out."""
 
     run_id: str
     scores: tuple[ProtocolScores, ...]
+    left_out: Mapping[str, str]
     own_data: bool = True
 
     def entries(self) -> dict[str, dict[str, Any]]:
@@ -204,14 +205,18 @@ class Evaluation:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        return {"run_id": self.run_id, "protocols": self.entries()}
+        return {
+            "run_id": self.run_id,
+            "protocols": self.entries(),
+            "protocols_left_out": dict(self.left_out),
+        }
 
 
 def evaluate_run(
     run: Run,
     dataset: Dataset,
     *,
-    protocols: Sequence[str] = DEFAULT_PROTOCOLS,
+    protocols: Sequence[str] = (),
     metrics: Sequence[str] = (),
     baselines: Sequence[str] = DEFAULT_BASELINES,
     through: tuple[Store, str] | None = None,
@@ -221,7 +226,8 @@ def evaluate_run(
     """Return how good run is under protocols, on users whose ratings it never saw, beside baselines.
 
     The users are those that its training held out; only global-time trains its recipe again, on the
-    past, and scores that. metrics: in place of a protocol's own, beside its headline. through: a
+    past, and scores that. protocols: by default serving, and of strong and next-session what the
+    data allow. metrics: in place of a protocol's own, beside its headline. through: a
     store and the name of the run's collection there; its answers are measured too, but those to
     global-time. any_data: dataset need not be that of run; its movies are matched by id, and its
     test users are asked. Writes nothing; see add_evaluation.
@@ -231,7 +237,14 @@ def evaluate_run(
     """
     say = progress or (lambda doing: None)
     data = data_of(run, dataset, any_data=any_data)
-    questions = [question(data, protocol) for protocol in dict.fromkeys(protocols)]
+    questions, skipped = [], {}
+    for protocol in dict.fromkeys(protocols or DEFAULT_PROTOCOLS):
+        try:
+            questions.append(question(data, protocol))
+        except DataError as error:
+            if protocols or protocol == DEFAULT_PROTOCOLS[0]:
+                raise
+            skipped[protocol] = str(error)
     names = [metrics_of(asked, metrics) for asked in questions]  # a wrong one is said before the work
     movies = movies_of(data)
     fits: dict[bool, tuple[dict[str, Scorer], dict[str, str]]] = {}
@@ -255,7 +268,8 @@ def evaluate_run(
         found.append(
             ProtocolScores(asked, scores.metrics, scores.models, left_out, retrained=again, stored=stored)
         )
-    return Evaluation(run.run_id, tuple(found), own_data=run.manifest.dataset.get("sha256") == dataset.sha256)
+    own_data = run.manifest.dataset.get("sha256") == dataset.sha256
+    return Evaluation(run.run_id, tuple(found), skipped, own_data)
 
 
 def evaluate_scorer(

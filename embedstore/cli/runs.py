@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from embedstore.cli.compare import compare
 from embedstore.cli.output import Column, escape, print_csv, print_json, print_table
 from embedstore.cli.settings import (
     alias_option,
@@ -20,6 +21,7 @@ from embedstore.cli.settings import (
     store_option,
 )
 from embedstore.errors import NotFoundError, UsageError
+from embedstore.runs.evaluation import read_evaluation
 from embedstore.runs.manifest import Manifest
 from embedstore.runs.registry import RunSummary, find_run, list_runs, remove_run
 from embedstore.stores.connection import is_url
@@ -33,11 +35,14 @@ FIELDS = ("run_id", "state", "created_at", "preset", "dataset", "n_users", "n_mo
 
 @click.group()
 def runs() -> None:
-    """List, show, restore and remove runs: the sealed folders that training writes.
+    """List, show, compare, restore and remove runs: the sealed folders that training writes.
 
-    A RUN is a full id, a unique beginning of one, or `latest`; `show` also takes `@movies`, the run
-    that the alias serves, and `@movies~1`, the one before it.
+    A RUN is a full id, a unique beginning of one, or `latest`; `show` and `compare` also take
+    `@movies`, the run that the alias serves, and `@movies~1`, the one before it.
     """
+
+
+runs.add_command(compare)
 
 
 def _formats(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,16 +111,19 @@ def list_command(runs_dir: Path, *, as_json: bool, as_csv: bool) -> None:
 @alias_option
 @_formats
 def show(run: str, runs_dir: Path, store_location: str, alias: str, *, as_json: bool, as_csv: bool) -> None:
-    """Show the manifest of RUN (default: latest): data, settings, metrics, versions, files."""
+    """Show the manifest of RUN (default: latest): data, settings, metrics, versions, files.
+
+    And the headline of every protocol that `evaluate` measured.
+    """
     _one_format(as_json, as_csv)
     found = find_run(runs_dir, run, live=live_in(store_location))
-    manifest = found.manifest
+    manifest, evaluation = found.manifest, read_evaluation(found.path)
     if as_json:
         import json
 
-        print_json({"path": str(found.path), **json.loads(manifest.to_json())})
+        print_json({"path": str(found.path), **json.loads(manifest.to_json()), "evaluation": evaluation})
         return
-    lines = _lines_of(found.path, manifest)
+    lines = [*_lines_of(found.path, manifest), *_headlines(evaluation)]
     if as_csv:
         print_csv(["field", "value"], lines)
         return
@@ -247,6 +255,22 @@ def _lines_of(path: Path, manifest: Manifest) -> list[tuple[str, object]]:
         lines += [(f"{group}.{name}", value) for name, value in sorted(_flat(values).items())]
     total = sum(entry["bytes"] for entry in manifest.files.values())
     return [*lines, ("files", f"{len(manifest.files)} files, {total:,} bytes")]
+
+
+def _headlines(evaluation: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, object]]:
+    """Return name and value of the headline of every protocol that was evaluated."""
+    lines: list[tuple[str, object]] = []
+    for protocol, entry in evaluation.items():
+        name = entry["headline"]
+        low, high = entry["intervals"][name]
+        scored = entry["users"]["scored"]
+        lines.append(
+            (
+                f"evaluation.{protocol}",
+                f"{name} {entry[name]:.4f} (95% {low:.4f} to {high:.4f}, {scored} users)",
+            )
+        )
+    return lines
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from embedstore.evaluation.baselines import Scorer
 from embedstore.evaluation.bootstrap import Interval, intervals
 from embedstore.evaluation.metrics import Measured
 from embedstore.evaluation.protocols import Question, question
-from embedstore.evaluation.report import evaluate_models
+from embedstore.evaluation.report import evaluate_models, numbers
 from embedstore.evaluation.scoring import data_of, model_of, movies_of, retrained, scorer_of
 from embedstore.runs.run import Run
 from embedstore.runs.writer import rated_movies
@@ -24,7 +25,7 @@ from embedstore.runs.writer import rated_movies
 __all__ = ["Change", "Comparison", "Group", "UserChange", "compare_runs", "compare_scorers"]
 
 _MOST = 5  # users who gained, and who lost, most
-_SAME = ("sha256", "tie_seed")  # of the data set
+_FEWEST = 5  # users of a genre that make a group of its own
 _SPLIT = ("target", "split_seed", "validation_share", "test_share")
 
 
@@ -35,6 +36,14 @@ class Change:
     a: float
     b: float
     difference: Interval | None
+
+    def to_dict(self) -> dict[str, Any]:
+        found = self.difference
+        values = {"a": self.a, "b": self.b, "difference": self.b - self.a}
+        if found is not None:
+            values |= {"difference": found.mean, "low": found.low, "high": found.high}
+        users = {} if found is None else {"users": found.n_users}
+        return {**numbers(values), **users}
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,16 @@ class Comparison:
             "retrained": self.retrained,
             "users": {"asked": held_out.n_asked, "scored": len(held_out)},
             "headline": self.headline,
-            "metrics": {name: asdict(change) for name, change in self.changes.items()},
-            "groups": [asdict(group) for group in self.groups],
+            "metrics": {name: change.to_dict() for name, change in self.changes.items()},
+            "groups": [
+                {
+                    "by": group.by,
+                    "label": group.label,
+                    "users": group.n_users,
+                    "metrics": {name: change.to_dict() for name, change in group.changes.items()},
+                }
+                for group in self.groups
+            ],
             "gained": [asdict(user) for user in self.gained],
             "lost": [asdict(user) for user in self.lost],
         }
@@ -164,7 +181,8 @@ def _changes(a: Measured, b: Measured, inside: npt.NDArray[np.bool_]) -> dict[st
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:
-    return float(values[~np.isnan(values)].mean())
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else math.nan
 
 
 def _by_length(asked: Question) -> list[tuple[str, str, npt.NDArray[np.bool_]]]:
@@ -181,7 +199,8 @@ def _by_length(asked: Question) -> list[tuple[str, str, npt.NDArray[np.bool_]]]:
 def _by_genre(asked: Question) -> list[tuple[str, str, npt.NDArray[np.bool_]]]:
     """Return the users by the genre that most movies of the known history have, the largest group first.
 
-    Of equal ones the first in the alphabet counts; users whose movies have no genre are left out.
+    Of equal ones the first in the alphabet counts. Genres of few users are one group, the last; users
+    whose movies have no genre are in none.
     """
     data, known = asked.data, asked.held_out.known
     genres = [data.dataset.catalog[row].genres for row in rated_movies(data.dataset).tolist()]
@@ -190,12 +209,11 @@ def _by_genre(asked: Question) -> list[tuple[str, str, npt.NDArray[np.bool_]]]:
     counts = np.zeros((len(known), len(labels)), dtype=np.int64)
     np.add.at(counts, np.repeat(np.arange(len(known)), known.sizes), has[known.rows])
     favourite = np.where(counts.any(axis=1), counts.argmax(axis=1) if labels else -1, -1)
-    groups = [
-        ("favourite genre", label, inside)
-        for column, label in enumerate(labels)
-        if (inside := favourite == column).any()
-    ]
-    return sorted(groups, key=lambda group: -int(group[2].sum()))
+    sizes = np.bincount(favourite[favourite >= 0], minlength=len(labels))
+    large = [column for column in np.argsort(-sizes, kind="stable").tolist() if sizes[column] >= _FEWEST]
+    groups = [(labels[column], favourite == column) for column in large]
+    groups.append(("others", (favourite >= 0) & ~np.isin(favourite, large)))
+    return [("favourite genre", label, inside) for label, inside in groups if inside.any()]
 
 
 def _users(

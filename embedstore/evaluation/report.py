@@ -53,6 +53,7 @@ __all__ = [
     "fit_baselines",
     "metrics_of",
     "number",
+    "numbers",
     "score_table",
 ]
 
@@ -64,7 +65,7 @@ TITLES = {
     "itemknn": "ItemKNN",
     "ials": "iALS",
     "userknn": "UserKNN",
-    "recommend": "recommend, V",
+    "recommend": "recommend (V)",
     "input": "the input",
 }
 
@@ -173,15 +174,15 @@ class ProtocolScores:
             entry["store"] = {
                 "collection": self.stored.collection,
                 "same_lists": self.stored.n_same,
-                **_numbers(self.stored.measured.overall),
+                **numbers(self.stored.measured.overall),
             }
         return entry
 
     def _entry(self, model: str) -> dict[str, Any]:
-        entry: dict[str, Any] = _numbers(self.models[model].overall)
+        entry: dict[str, Any] = numbers(self.models[model].overall)
         entry["intervals"] = _ends(self.intervals[model])
         if model in self.leads:
-            entry["lead"] = _numbers({name: found.mean for name, found in self.leads[model].items()})
+            entry["lead"] = numbers({name: found.mean for name, found in self.leads[model].items()})
             entry["lead"]["intervals"] = _ends(self.leads[model])
         return entry
 
@@ -346,7 +347,8 @@ def metrics_of(asked: Question, metrics: Sequence[str] = ()) -> tuple[str, ...]:
 def score_table(scores: ProtocolScores) -> tuple[list[str], list[list[str]]]:
     """Return the names of the columns and one row of text per model.
 
-    The headline comes with its 95% interval, and the lead of the first model with that of the difference.
+    The headline comes with its 95% interval, and so does by how much the first model is above each other;
+    a * marks an interval that is wider than the difference.
     """
     headline, names = scores.headline, scores.metrics[1:]
     header = ["model", headline, "95% interval", f"{scores.subject} - it", "95% interval", *names]
@@ -371,10 +373,16 @@ def number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.4f}"
 
 
+def numbers(values: Mapping[str, float]) -> dict[str, Any]:
+    """Return values as JSON knows them: what is not defined is null."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
 def between(found: Interval, *, signed: bool = False) -> str:
-    """Return an interval as text."""
-    sign = "+" if signed else ""
-    return f"{found.low:{sign}.4f} to {found.high:{sign}.4f}"
+    """Return an interval as text; signed: of a difference, with a * where it is the wider of the two."""
+    if signed:
+        return f"{found.low:+.4f} to {found.high:+.4f} {'*' if found.wider_than_mean else ' '}"
+    return f"{found.low:.4f} to {found.high:.4f}"
 
 
 def _through(
@@ -410,11 +418,6 @@ def _by_model(columns: Mapping[tuple[str, str], npt.NDArray[np.float64]]) -> dic
     for (model, name), value in zip(columns, drawn.values(), strict=True):
         found[model][name] = value
     return found
-
-
-def _numbers(values: Mapping[str, float]) -> dict[str, Any]:
-    """Return values as JSON knows them: what is not defined is null."""
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def _ends(found: Mapping[str, Interval]) -> dict[str, list[float]]:

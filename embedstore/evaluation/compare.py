@@ -160,14 +160,13 @@ def compare_scorers(
         for by, label, inside in [*_by_length(asked), *_by_genre(asked)]
     ]
     before, after = one.per_user[scores.headline], two.per_user[scores.headline]
-    order = np.argsort(before - after, kind="stable")
     return Comparison(
         question=asked,
         names=(a[0], b[0]),
         changes={name: changes[name] for name in scores.metrics},
         groups=tuple(groups),
-        gained=_users(asked, before, after, [row for row in order if after[row] > before[row]]),
-        lost=_users(asked, before, after, [row for row in order[::-1] if after[row] < before[row]]),
+        gained=_users(asked, before, after, after - before),
+        lost=_users(asked, before, after, before - after),
         retrained=retrained,
     )
 
@@ -217,11 +216,16 @@ def _by_genre(asked: Question) -> list[tuple[str, str, npt.NDArray[np.bool_]]]:
 
 
 def _users(
-    asked: Question, a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], rows: Sequence[int]
+    asked: Question,
+    a: npt.NDArray[np.float64],
+    b: npt.NDArray[np.float64],
+    change: npt.NDArray[np.float64],
 ) -> tuple[UserChange, ...]:
-    held_out, users = asked.held_out, asked.data.dataset.users
-    chosen = np.array(rows[:_MOST], dtype=np.int64)
-    ids = users.ids(held_out.users[chosen])
+    """Return the users of the largest positive change."""
+    held_out = asked.held_out
+    order = np.argsort(-change, kind="stable")
+    chosen = order[change[order] > 0][:_MOST]
+    ids = asked.data.dataset.users.ids(held_out.users[chosen])
     return tuple(
         UserChange(user_id, int(held_out.known.sizes[row]), float(a[row]), float(b[row]))
         for user_id, row in zip(ids, chosen, strict=True)

@@ -246,11 +246,12 @@ def evaluate_run(
             if protocols or protocol == DEFAULT_PROTOCOLS[0]:
                 raise
             skipped[protocol] = str(error)
-    names = [metrics_of(asked, metrics) for asked in questions]  # a wrong one is said before the work
+    for asked in questions:
+        metrics_of(asked, metrics)  # a wrong one is said before the work
     movies = movies_of(data)
     fits: dict[bool, tuple[dict[str, Scorer], dict[str, str]]] = {}
     found = []
-    for asked, wanted in zip(questions, names, strict=True):
+    for asked in questions:
         again, doing = asked.protocol.retrain, asked.protocol.name
         if again:
             say(f"{doing}: training the recipe of the run again")
@@ -261,11 +262,11 @@ def evaluate_run(
         fitted, left_out = fits[again]
         say(f"{doing}: ranking")
         scorer = scorer_of(model, movies)
-        scores = evaluate_models({RUN: scorer, **fitted}, asked, metrics=wanted)
+        scores = evaluate_models({RUN: scorer, **fitted}, asked, metrics=metrics)
         stored = None
         if through is not None and not again:
             say(f"{doing}: asking the store")
-            stored = _through(run, *through, asked, scorer, wanted)
+            stored = _through(run, *through, asked, scorer, scores.metrics)
         found.append(
             ProtocolScores(asked, scores.metrics, scores.models, left_out, retrained=again, stored=stored)
         )

@@ -47,7 +47,8 @@ def tiny_dataset(*, n: int = 40, n_users: int = 12, seed: int = 0, text_ids: boo
 def written(folder: Path, dataset: Dataset) -> Path:
     """Write dataset into folder, in the format of the newer MovieLens files, and return folder."""
     folder.mkdir(parents=True)
-    users, movies = dataset.users.ids(dataset.user_rows), dataset.movies.ids(dataset.movie_rows)
+    users = dataset.users.values[dataset.user_rows].tolist()
+    movies = dataset.movies.values[dataset.movie_rows].tolist()
     rated = zip(users, movies, dataset.ratings.tolist(), dataset.timestamps.tolist(), strict=True)
     lines = ["userId,movieId,rating,timestamp", *(",".join(map(str, rating)) for rating in rated)]
     (folder / "ratings.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")

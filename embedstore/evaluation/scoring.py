@@ -91,7 +91,7 @@ def retrained(run: Run, question: Question) -> Model:
         raise RunError(f"run {run.run_id} cannot be trained again: {error}") from error
     config = replace(config, test_share=0.0, target=question.data.target)
     part = prepare(question.dataset(), config)
-    fitted = fit(part, config)
+    fitted = fit(part, config, learn_validation=True)
     return fitted.tower, fitted.movie_vectors, movies_of(part)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedstore.cli.compare import compare
 from embedstore.cli.output import Column, escape, print_csv, print_json, print_table
 from embedstore.cli.settings import (
     alias_option,
@@ -21,6 +22,7 @@ from embedstore.cli.settings import (
 )
 from embedstore.errors import NotFoundError, UsageError
 from embedstore.runs.debias import split_reference
+from embedstore.runs.evaluation import read_evaluation
 from embedstore.runs.manifest import Manifest
 from embedstore.runs.registry import RunSummary, find_run, list_runs, remove_run
 from embedstore.stores.connection import is_url
@@ -37,11 +39,14 @@ FIELDS = ("run_id", "state", "created_at", "preset", "dataset", "n_users", "n_mo
 
 @click.group()
 def runs() -> None:
-    """List, show, restore and remove runs: the sealed folders that training writes.
+    """List, show, compare, restore and remove runs: the sealed folders that training writes.
 
-    A RUN is a full id, a unique beginning of one, or `latest`; `show` also takes `@movies`, the run
-    that the alias serves, and `@movies~1`, the one before it.
+    A RUN is a full id, a unique beginning of one, or `latest`; `show` and `compare` also take
+    `@movies`, the run that the alias serves, and `@movies~1`, the one before it.
     """
+
+
+runs.add_command(compare)
 
 
 def _formats(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,7 +129,9 @@ def show(
 ) -> None:
     """Show the manifest of RUN (default: latest): data, settings, metrics, versions, files.
 
-    With --norms: the norm of V_j in tenths of the catalog by popularity, and the share of the catalog
+    And the headline of every protocol that `evaluate` measured.
+
+    With --norms instead: the norm of V_j in tenths of the catalog by popularity, and the share of the catalog
     that is in the first 10 and 100 movies of the run's own users, without what they watched. Long
     vectors win dot products; `sync --debias` makes them shorter.
     """
@@ -133,13 +140,13 @@ def show(
     if with_norms:
         _show_norms(found, as_json=as_json, as_csv=as_csv)
         return
-    manifest = found.manifest
+    manifest, evaluation = found.manifest, read_evaluation(found.path.with_name(found.reference))
     if as_json:
         import json
 
-        print_json({"path": str(found.path), **json.loads(manifest.to_json())})
+        print_json({"path": str(found.path), **json.loads(manifest.to_json()), "evaluation": evaluation})
         return
-    lines = _lines_of(found.path, manifest)
+    lines = [*_lines_of(found.path, manifest), *_headlines(evaluation)]
     if as_csv:
         print_csv(["field", "value"], lines)
         return
@@ -320,6 +327,22 @@ def _lines_of(path: Path, manifest: Manifest) -> list[tuple[str, object]]:
         lines += [(f"{group}.{name}", value) for name, value in sorted(_flat(values).items())]
     total = sum(entry["bytes"] for entry in manifest.files.values())
     return [*lines, ("files", f"{len(manifest.files)} files, {total:,} bytes")]
+
+
+def _headlines(evaluation: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, object]]:
+    """Return name and value of the headline of every protocol that was evaluated."""
+    lines: list[tuple[str, object]] = []
+    for protocol, entry in evaluation.items():
+        name = entry["headline"]
+        low, high = entry["intervals"][name]
+        scored = entry["users"]["scored"]
+        lines.append(
+            (
+                f"evaluation.{protocol}",
+                f"{name} {entry[name]:.4f} (95% {low:.4f} to {high:.4f}, {scored} users)",
+            )
+        )
+    return lines
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from embedstore.errors import NotFoundError, RunError, UsageError
 from embedstore.runs.debias import debiased, split_reference
+from embedstore.runs.evaluation import evaluation_path
 from embedstore.runs.manifest import MANIFEST, Manifest, read_manifest
 from embedstore.runs.run import Run
 
@@ -86,7 +87,7 @@ def find_run(
 
 
 def remove_run(runs_dir: Path, run_id: str) -> Path:
-    """Delete the folder of a run, the manifest first, so that a half-deleted run is an unfinished one.
+    """Delete a run and its evaluation, the manifest first, so that a half-deleted run is an unfinished one.
 
     Raises NotFoundError where there is none.
     """
@@ -95,6 +96,7 @@ def remove_run(runs_dir: Path, run_id: str) -> Path:
         raise NotFoundError(f"no run {run_id!r} in {runs_dir}; list them with `embedstore runs list`")
     try:
         (path / MANIFEST).unlink(missing_ok=True)
+        evaluation_path(path).unlink(missing_ok=True)
         shutil.rmtree(path)
     except OSError as error:
         raise RunError(f"run folder {path} cannot be removed: {error.strerror}") from error

@@ -73,6 +73,11 @@ def metric_option(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--no-baselines", is_flag=True, help="The run alone.")
 @click.option("--through-store", is_flag=True, help="Measure what the store answers, too.")
+@click.option(
+    "--debias-trade",
+    is_flag=True,
+    help="Show instead what `sync --debias A` costs and gains, for A in 0 to 1. [default protocol: serving]",
+)
 @click.option("--any-data", is_flag=True, help="Allow other data than the run was trained on.")
 @click.option("--columns", default=None, metavar="MAPPING", help="Columns of a CSV: user=uid,movie=iid,...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -88,6 +93,7 @@ def evaluate(
     baselines: str | None,
     no_baselines: bool,
     through_store: bool,
+    debias_trade: bool,
     any_data: bool,
     columns: str | None,
     as_json: bool,
@@ -102,12 +108,15 @@ def evaluate(
     A sealed run is scored as it is, on the users that its training held out; only global-time trains
     its settings again, on the past. Every mean stands with its 95% interval and the number of users.
     What was measured is added beside the run, in <RUN>.evaluation.json; the run itself stays as it
-    is. Protocols, metrics and their formulas: docs/evaluation.md.
+    is. Protocols, metrics and their formulas: docs/evaluation.md. The trade of --debias-trade is not kept.
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other; give one", click.get_current_context())
     if no_baselines and baselines is not None:
         raise click.UsageError("--baselines and --no-baselines exclude each other; give one")
+    if debias_trade and (metrics or baselines or through_store):
+        raise click.UsageError("--debias-trade has metrics of its own, and neither baselines nor a store")
+    from embedstore.evaluation.debias import trade_of_run
     from embedstore.evaluation.report import DEFAULT_BASELINES, evaluate_run
     from embedstore.runs.evaluation import add_evaluation
     from embedstore.runs.registry import find_run
@@ -121,19 +130,22 @@ def evaluate(
         through = None
         if through_store:
             store = stack.enter_context(open_store_at(store_location))
-            through = store, collection_name(alias, run.run_id)
+            through = store, collection_name(alias, run.reference)
         progress = stack.enter_context(status())
-        found = evaluate_run(
-            run,
-            dataset,
-            protocols=protocols,
-            metrics=metrics,
-            baselines=[] if no_baselines else names,
-            through=through,
-            any_data=any_data,
-            progress=progress,
-        )
-    path = add_evaluation(run.path, found.entries())
+        if debias_trade:
+            found = trade_of_run(run, dataset, protocols=protocols or PROTOCOLS[:1], any_data=any_data)
+        else:
+            found = evaluate_run(
+                run,
+                dataset,
+                protocols=protocols,
+                metrics=metrics,
+                baselines=[] if no_baselines else names,
+                through=through,
+                any_data=any_data,
+                progress=progress,
+            )
+    path = None if debias_trade else add_evaluation(run.path.with_name(run.reference), found.entries())
     if as_json:
         print_json(found.to_dict())
     elif as_csv:
@@ -191,7 +203,7 @@ def print_in_parts(header: Sequence[str], rows: Sequence[Sequence[str]], *, firs
         )
 
 
-def _print(found: Evaluation, path: Path) -> None:
+def _print(found: Evaluation, path: Path | None) -> None:
     data = found.scores[0].question.data
     name = escape(data.dataset.name)
     click.echo(f"run {found.run_id}, data set {name}; liked: a rating of {data.target:g} or more\n")
@@ -200,7 +212,8 @@ def _print(found: Evaluation, path: Path) -> None:
         click.echo()
     for protocol, reason in found.left_out.items():
         click.echo(f"{protocol} is left out: {reason}\n")
-    click.echo(f"added to {escape(str(path))}")
+    if path is not None:
+        click.echo(f"added to {escape(str(path))}")
 
 
 def _print_scores(scores: ProtocolScores) -> None:

@@ -122,8 +122,8 @@ def compare_runs(
         values = [run.manifest.config.get(name) for run in (a, b)]
         if values[0] != values[1]:
             raise UsageError(
-                f"runs {a.run_id} and {b.run_id} were not measured on the same users: {name} is {values[0]} "
-                f"and {values[1]}; train one of them again with -P {name}=..."
+                f"runs {a.reference} and {b.reference} were not measured on the same users: {name} is "
+                f"{values[0]} and {values[1]}; train one of them again with -P {name}=..."
             )
     data = data_of(a, dataset)
     data_of(b, dataset)
@@ -131,7 +131,7 @@ def compare_runs(
     again, movies = asked.protocol.retrain, movies_of(data)
     scorers = [scorer_of(retrained(run, asked) if again else model_of(run), movies) for run in (a, b)]
     return compare_scorers(
-        (a.run_id, scorers[0]), (b.run_id, scorers[1]), asked, metrics=metrics, retrained=again
+        (a.reference, scorers[0]), (b.reference, scorers[1]), asked, metrics=metrics, retrained=again
     )
 
 

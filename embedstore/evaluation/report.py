@@ -189,7 +189,10 @@ class ProtocolScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured of a run, and why a protocol of the default ones was left out."""
+    """What was measured of a run, and why a protocol of the default ones was left out.
+
+    run_id: its reference, which tells a debiased run apart.
+    """
 
     run_id: str
     scores: tuple[ProtocolScores, ...]
@@ -271,7 +274,7 @@ def evaluate_run(
             ProtocolScores(asked, scores.metrics, scores.models, left_out, retrained=again, stored=stored)
         )
     own_data = run.manifest.dataset.get("sha256") == dataset.sha256
-    return Evaluation(run.run_id, tuple(found), skipped, own_data)
+    return Evaluation(run.reference, tuple(found), skipped, own_data)
 
 
 def evaluate_scorer(

@@ -17,6 +17,7 @@ from embedstore.evaluation.metrics import top_k
 from embedstore.evaluation.protocols import Question
 from embedstore.evaluation.serving import vector_scorer
 from embedstore.query.recommend import Person, recommend_batch
+from embedstore.runs.debias import norms_of, scale_of
 from embedstore.runs.run import Run
 from embedstore.runs.tower import UserTower
 from embedstore.runs.writer import rated_movies
@@ -85,6 +86,7 @@ def retrained(run: Run, question: Question) -> Model:
         name: tuple(value) if isinstance(value, list) else value
         for name, value in run.manifest.config.items()
     }
+    debias = recipe.pop("debias", None)
     try:
         config = TrainConfig.of(recipe.pop("preset", ""), recipe)
     except UsageError as error:
@@ -92,7 +94,8 @@ def retrained(run: Run, question: Question) -> Model:
     config = replace(config, test_share=0.0, target=question.data.target)
     part = prepare(question.dataset(), config)
     fitted = fit(part, config, learn_validation=True)
-    return fitted.tower, fitted.movie_vectors, movies_of(part)
+    scale = scale_of(norms_of(fitted.movie_vectors), debias)
+    return fitted.tower, fitted.movie_vectors * scale[:, None], movies_of(part)
 
 
 def scorer_of(model: Model, movies: Vocabulary) -> Scorer:

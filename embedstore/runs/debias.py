@@ -19,7 +19,15 @@ import numpy.typing as npt
 from embedstore.errors import UsageError
 from embedstore.runs.run import Run
 
-__all__ = ["DebiasedRun", "checked_amount", "debiased", "norms_of", "scale_of", "split_reference"]
+__all__ = [
+    "DebiasedRun",
+    "checked_amount",
+    "debiased",
+    "norms_of",
+    "refuse_debiased",
+    "scale_of",
+    "split_reference",
+]
 
 _REFERENCE = re.compile(r"(?P<run>.+)_debias(?P<amount>\d+(?:\.\d+)?)")
 _BLOCK = 1 << 14  # rows scaled at a time
@@ -74,9 +82,14 @@ def debiased(run: Run, amount: float) -> Run:
 
     Raises UsageError where amount is not one (see checked_amount), or run is debiased already.
     """
+    refuse_debiased(run)
+    return DebiasedRun(run, checked_amount(amount))
+
+
+def refuse_debiased(run: Run) -> None:
+    """Raise UsageError where the vectors of run are scaled already."""
     if run.manifest.debias is not None:
         raise UsageError(f"run {run.reference} is debiased already; give the run {run.run_id} itself")
-    return DebiasedRun(run, checked_amount(amount))
 
 
 def checked_amount(amount: float) -> float:

@@ -96,7 +96,9 @@ def remove_run(runs_dir: Path, run_id: str) -> Path:
         raise NotFoundError(f"no run {run_id!r} in {runs_dir}; list them with `embedstore runs list`")
     try:
         (path / MANIFEST).unlink(missing_ok=True)
-        evaluation_path(path).unlink(missing_ok=True)
+        for name in (run_id, f"{run_id}_debias*"):
+            for evaluation in path.parent.glob(evaluation_path(path.with_name(name)).name):
+                evaluation.unlink()
         shutil.rmtree(path)
     except OSError as error:
         raise RunError(f"run folder {path} cannot be removed: {error.strerror}") from error

@@ -50,8 +50,8 @@ def metric_option(command: Callable[..., Any]) -> Callable[..., Any]:
         "--metric",
         "metrics",
         multiple=True,
-        metavar="NAME@K",
-        help="A metric, as ndcg@10, in place of the protocol's own; repeatable. The headline stays.",
+        metavar="NAME@K|all",
+        help="A metric, as ndcg@10, in place of the protocol's own, or all; repeatable. The headline stays.",
     )(command)
 
 

@@ -22,7 +22,7 @@ from embedstore.data.features import Bags, Rows
 from embedstore.errors import DataError, EmbedstoreError, UsageError
 from embedstore.evaluation.baselines import BASELINES, Scorer
 from embedstore.evaluation.bootstrap import Interval, intervals
-from embedstore.evaluation.metrics import CatalogFacts, Measured, check_k, measure, parse_metric
+from embedstore.evaluation.metrics import METRICS, CatalogFacts, Measured, check_k, measure, parse_metric
 from embedstore.evaluation.protocols import GAP_BANDS, Question, gap_bands, question
 from embedstore.evaluation.scoring import (
     data_of,
@@ -341,11 +341,18 @@ def fit_baselines(
 def metrics_of(asked: Question, metrics: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the metrics to measure: the headline of the protocol, then metrics, else the protocol's.
 
-    Raises UsageError where one is unknown or its k is above the catalog.
+    "all" is every family, with the k of the headline. Raises UsageError where one is unknown or its
+    k is above the catalog.
     """
+    headline, n_movies = asked.protocol.headline, asked.data.n_movies
+    names = [headline, *(metrics or asked.protocol.metrics)]
+    if "all" in metrics:
+        k = min(parse_metric(headline).k, n_movies)
+        names = [headline, *(name for name in metrics if name != "all"), *(f"{f}@{k}" for f in METRICS)]
     for name in metrics:
-        check_k(parse_metric(name).k, asked.data.n_movies)
-    return tuple(dict.fromkeys([asked.protocol.headline, *(metrics or asked.protocol.metrics)]))
+        if name != "all":
+            check_k(parse_metric(name).k, n_movies)
+    return tuple(dict.fromkeys(names))
 
 
 def score_table(scores: ProtocolScores) -> tuple[list[str], list[list[str]]]:

@@ -11,6 +11,7 @@ import pytest
 from embedstore.data.dataset import Dataset
 from embedstore.errors import DataError, RunError, UsageError
 from embedstore.evaluation.baselines import Batch, popularity
+from embedstore.evaluation.metrics import METRICS, parse_metric
 from embedstore.evaluation.protocols import Question, question
 from embedstore.evaluation.report import (
     RUN,
@@ -18,6 +19,7 @@ from embedstore.evaluation.report import (
     evaluate_run,
     evaluate_scorer,
     fit_baselines,
+    metrics_of,
     score_table,
 )
 from embedstore.evaluation.serving import evaluate, vector_scorer
@@ -192,3 +194,16 @@ def test_global_time_trains_the_recipe_again_on_the_past_and_leaves_the_run_alon
     assert list(found.models) == [RUN, *FAST]
     run.verify()
     assert run.manifest.to_json() == before
+
+
+def test_the_example_of_the_docs_runs(dataset: Dataset) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"dataset": dataset}
+    exec(text.split("```python\n")[1].split("```")[0], names)  # noqa: S102
+    assert [row[0] for row in names["rows"]] == ["mine", "EASE", "popularity"]
+
+
+def test_all_metrics_are_every_family_at_the_k_of_the_headline(asked: Question) -> None:
+    names = metrics_of(asked, ["hr@5", "all"])
+    assert names[:3] == ("ndcg@100", "hr@5", "recall@100")
+    assert {parse_metric(name).family for name in names} == set(METRICS)

@@ -1,4 +1,4 @@
-# make demo   environment, ML-100K, train, sync, recommendations
+# make demo   environment, ML-100K, train, evaluate, sync, recommendations
 # make test   environment, format, lint, types, tests
 # A second call is quick: the environment is rebuilt only where pyproject.toml or constraints.txt changed.
 
@@ -31,6 +31,7 @@ demo: $(STAMP)
 	@cd $(DEMO) && export PATH="$(BIN):$$PATH" && say() { echo "\$$ $$*"; "$$@"; } && \
 	say embedstore data fetch ml-100k && \
 	{ embedstore runs show latest >/dev/null 2>&1 || say embedstore train --data ml-100k; } && \
+	say embedstore evaluate --protocol serving && \
 	say embedstore sync && \
 	say embedstore query --user 196
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +44,21 @@ def tiny_dataset(*, n: int = 40, n_users: int = 12, seed: int = 0, text_ids: boo
     return Dataset.of("tiny", columns, table)
 
 
+def written(folder: Path, dataset: Dataset) -> Path:
+    """Write dataset into folder, in the format of the newer MovieLens files, and return folder."""
+    folder.mkdir(parents=True)
+    users = dataset.users.values[dataset.user_rows].tolist()
+    movies = dataset.movies.values[dataset.movie_rows].tolist()
+    rated = zip(users, movies, dataset.ratings.tolist(), dataset.timestamps.tolist(), strict=True)
+    lines = ["userId,movieId,rating,timestamp", *(",".join(map(str, rating)) for rating in rated)]
+    (folder / "ratings.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    known = zip(dataset.movies.values.tolist(), dataset.catalog, strict=True)
+    lines = ["movieId,title,genres"]
+    lines += [f"{movie_id},Movie {movie_id} (1990),{'|'.join(movie.genres)}" for movie_id, movie in known]
+    (folder / "movies.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
 def tiny_run(
     folder: Path,
     *,
@@ -52,6 +69,7 @@ def tiny_run(
     run_id: str | None = None,
     text_ids: bool = False,
     dataset: Dataset | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Run:
     """Write a run of n movies into folder / "runs" and return it; vectors are drawn from seed."""
     dataset = dataset or tiny_dataset(n=n, seed=seed, text_ids=text_ids)
@@ -68,7 +86,7 @@ def tiny_run(
     path = write_run(
         folder / "runs",
         dataset=dataset,
-        config={"preset": "tiny"},
+        config={"preset": "tiny"} if config is None else config,
         movie_vectors=vectors,
         tower=tower,
         metrics={},

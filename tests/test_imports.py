@@ -33,6 +33,7 @@ SIDEWAYS = {
     ("stores", "runs"),  # contract.points reads a run
     ("training", "evaluation"),  # early stopping and metrics of a run
     ("evaluation", "training"),  # a question is put to what a training was given; global-time trains again
+    ("evaluation", "query"),  # through the store: what is measured is what a query answers
     ("sync", "query"),
 }
 HEAVY = (

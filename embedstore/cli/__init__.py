@@ -30,6 +30,7 @@ COMMANDS = {
     "data": "embedstore.cli.data:data",
     "doctor": "embedstore.cli.doctor:doctor",
     "embed": "embedstore.cli.query:embed",
+    "evaluate": "embedstore.cli.evaluate:evaluate",
     "export": "embedstore.cli.export:export",
     "plan": "embedstore.cli.sync:plan",
     "promote": "embedstore.cli.sync:promote",

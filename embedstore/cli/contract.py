@@ -52,8 +52,8 @@ def contract(
     embedded = not is_url(store_location)
     endpoint = endpoints_of(_LOCAL)[0] if embedded else endpoints_of(store_location, connection())[0]
     with open_store_at(store_location) as store:
-        run_id = store.metadata(store.live(alias).collection).run_id
-        told = describe(store, alias, _run_if_here(runs_dir, run_id), endpoint)
+        reference = store.metadata(store.live(alias).collection).reference
+        told = describe(store, alias, _run_if_here(runs_dir, reference), endpoint)
     if snippet is not None and language is not None:
         click.echo(_snippet(told, snippet, language), nl=False)
     elif as_json:
@@ -63,11 +63,11 @@ def contract(
         click.echo("\n".join([*_overview(told, endpoint, embedded=embedded), *_recipes(told, languages)]))
 
 
-def _run_if_here(runs_dir: Path, run_id: str) -> Run | None:
+def _run_if_here(runs_dir: Path, reference: str) -> Run | None:
     from embedstore.runs.registry import find_run
 
     try:
-        return find_run(runs_dir, run_id)
+        return find_run(runs_dir, reference)
     except NotFoundError:
         return None
 

@@ -273,10 +273,10 @@ def _run_and_collection(store: Store, runs_dir: Path, reference: str | None, ali
     from embedstore.stores.contract import collection_name
 
     if reference is None:
-        collection, run_id = live_collection(store, alias)
-        return find_run(runs_dir, run_id), collection
-    run = find_run(runs_dir, reference, live=lambda name, back: store.live(name, back).run_id)
-    return run, collection_name(alias, run.run_id)
+        collection, own = live_collection(store, alias)
+        return find_run(runs_dir, own), collection
+    run = find_run(runs_dir, reference, live=lambda name, back: store.live(name, back).reference)
+    return run, collection_name(alias, run.reference)
 
 
 def _run(runs_dir: Path, store_location: str, reference: str | None, alias: str) -> Run:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedstore.cli.compare import compare
 from embedstore.cli.output import Column, escape, print_csv, print_json, print_table
 from embedstore.cli.settings import (
     alias_option,
@@ -20,9 +21,14 @@ from embedstore.cli.settings import (
     store_option,
 )
 from embedstore.errors import NotFoundError, UsageError
+from embedstore.runs.debias import split_reference
+from embedstore.runs.evaluation import read_evaluation
 from embedstore.runs.manifest import Manifest
 from embedstore.runs.registry import RunSummary, find_run, list_runs, remove_run
 from embedstore.stores.connection import is_url
+
+if TYPE_CHECKING:
+    from embedstore.runs.run import Run
 
 __all__ = ["runs"]
 
@@ -33,11 +39,14 @@ FIELDS = ("run_id", "state", "created_at", "preset", "dataset", "n_users", "n_mo
 
 @click.group()
 def runs() -> None:
-    """List, show, restore and remove runs: the sealed folders that training writes.
+    """List, show, compare, restore and remove runs: the sealed folders that training writes.
 
-    A RUN is a full id, a unique beginning of one, or `latest`; `show` also takes `@movies`, the run
-    that the alias serves, and `@movies~1`, the one before it.
+    A RUN is a full id, a unique beginning of one, or `latest`; `show` and `compare` also take
+    `@movies`, the run that the alias serves, and `@movies~1`, the one before it.
     """
+
+
+runs.add_command(compare)
 
 
 def _formats(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,21 +110,43 @@ def list_command(runs_dir: Path, *, as_json: bool, as_csv: bool) -> None:
 
 @runs.command("show")
 @click.argument("run", default="latest")
+@click.option(
+    "--norms", "with_norms", is_flag=True, help="Show how long V_j is by popularity, and what users see."
+)
 @runs_option
 @store_option
 @alias_option
 @_formats
-def show(run: str, runs_dir: Path, store_location: str, alias: str, *, as_json: bool, as_csv: bool) -> None:
-    """Show the manifest of RUN (default: latest): data, settings, metrics, versions, files."""
+def show(
+    run: str,
+    runs_dir: Path,
+    store_location: str,
+    alias: str,
+    *,
+    with_norms: bool,
+    as_json: bool,
+    as_csv: bool,
+) -> None:
+    """Show the manifest of RUN (default: latest): data, settings, metrics, versions, files.
+
+    And the headline of every protocol that `evaluate` measured.
+
+    With --norms instead: the norm of V_j in tenths of the catalog by popularity, and the share of the catalog
+    that is in the first 10 and 100 movies of the run's own users, without what they watched. Long
+    vectors win dot products; `sync --debias` makes them shorter.
+    """
     _one_format(as_json, as_csv)
     found = find_run(runs_dir, run, live=live_in(store_location))
-    manifest = found.manifest
+    if with_norms:
+        _show_norms(found, as_json=as_json, as_csv=as_csv)
+        return
+    manifest, evaluation = found.manifest, read_evaluation(found.path.with_name(found.reference))
     if as_json:
         import json
 
-        print_json({"path": str(found.path), **json.loads(manifest.to_json())})
+        print_json({"path": str(found.path), **json.loads(manifest.to_json()), "evaluation": evaluation})
         return
-    lines = _lines_of(found.path, manifest)
+    lines = [*_lines_of(found.path, manifest), *_headlines(evaluation)]
     if as_csv:
         print_csv(["field", "value"], lines)
         return
@@ -174,6 +205,52 @@ def rm(run_ids: tuple[str, ...], runs_dir: Path, store_location: str, *, force: 
         click.echo(f"removed {escape(str(remove_run(runs_dir, run_id)))}")
 
 
+def _show_norms(run: Run, *, as_json: bool, as_csv: bool) -> None:
+    from embedstore.evaluation.norms import SHOWN, norms
+
+    found = norms(run)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    names = ["decile", "movies", "mean popularity", "mean norm", "mean bias"]
+    rows = [
+        [number, part.n_movies, part.popularity, part.norm, part.bias]
+        for number, part in enumerate(found.deciles, start=1)
+    ]
+    if as_csv:
+        print_csv([name.replace(" ", "_") for name in names], rows)
+        return
+    biased = found.correlation_without_bias is not None
+    kept = len(names) - (not biased)
+    click.echo(f"Norm of V_j by popularity, run {found.reference}, {found.n_movies:,} movies\n")
+    print_table(
+        [Column(name, right=True) for name in names[:kept]],
+        (
+            [number, movies, f"{ratings:.1f}", *(f"{value:.3f}" for value in values[: kept - 3])]
+            for number, movies, ratings, *values in rows
+        ),
+    )
+    click.echo(f"\ncorrelation of log norm with log popularity: {_signed(found.correlation)}")
+    if biased:
+        click.echo(
+            f"without the item bias, the last number of V_j: {_signed(found.correlation_without_bias)}\n"
+            "(whatever its sign, the bias counts in the norm: a movie that is rarely liked is long by it; "
+            "--debias\nscales it, too)"
+        )
+    if not found.n_users:
+        click.echo("The run has no users to show movies to.")
+        return
+    for k in (10, 100):
+        coverage, gini = (found.shown[name] for name in SHOWN if name.endswith(f"@{k}"))
+        click.echo(
+            f"in the first {k} of {found.n_users:,} users: {coverage:.1%} of the catalog, Gini {gini:.3f}"
+        )
+
+
+def _signed(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:+.3f}"
+
+
 def _target(runs_dir: Path, reference: str) -> str:
     """Return the id of one run folder, sealed or not."""
     if reference.startswith("@"):
@@ -196,7 +273,10 @@ def _served(location: str) -> dict[str, str]:
     if not is_url(location) and not Path(location).exists():
         return {}
     with open_store_at(location) as store:
-        served = {collection.rpartition("__")[2]: alias for alias, collection in store.aliases().items()}
+        served = {
+            split_reference(collection.rpartition("__")[2])[0]: alias
+            for alias, collection in store.aliases().items()
+        }
         if not served:  # a token for one alias sees no list of them
             alias = setting("alias")
             with suppress(NotFoundError):
@@ -247,6 +327,22 @@ def _lines_of(path: Path, manifest: Manifest) -> list[tuple[str, object]]:
         lines += [(f"{group}.{name}", value) for name, value in sorted(_flat(values).items())]
     total = sum(entry["bytes"] for entry in manifest.files.values())
     return [*lines, ("files", f"{len(manifest.files)} files, {total:,} bytes")]
+
+
+def _headlines(evaluation: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, object]]:
+    """Return name and value of the headline of every protocol that was evaluated."""
+    lines: list[tuple[str, object]] = []
+    for protocol, entry in evaluation.items():
+        name = entry["headline"]
+        low, high = entry["intervals"][name]
+        scored = entry["users"]["scored"]
+        lines.append(
+            (
+                f"evaluation.{protocol}",
+                f"{name} {entry[name]:.4f} (95% {low:.4f} to {high:.4f}, {scored} users)",
+            )
+        )
+    return lines
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

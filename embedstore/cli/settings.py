@@ -135,7 +135,7 @@ def live_in(location: str) -> Callable[[str, int], str]:
 
     def run_of(alias: str, back: int) -> str:
         with open_store_at(location) as store:
-            return store.live(alias, back).run_id
+            return store.live(alias, back).reference
 
     return run_of
 

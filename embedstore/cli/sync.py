@@ -37,23 +37,37 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.
 no_promote_option = click.option(
     "--no-promote", is_flag=True, help="Stop before the alias moves: readers keep what they have."
 )
+_debias_option = click.option(
+    "--debias",
+    type=float,
+    metavar="A",
+    help="Scale V_j by norm(V_j)^-A, 0 < A <= 1, in a collection of its own.",
+)
 
 
 @click.command()
 @click.argument("run", default="latest")
+@_debias_option
 @no_promote_option
 @_json_option
 @runs_option
 @store_option
 @alias_option
 def plan(
-    run: str, runs_dir: Path, store_location: str, alias: str, *, no_promote: bool, as_json: bool
+    run: str,
+    runs_dir: Path,
+    store_location: str,
+    alias: str,
+    *,
+    debias: float | None,
+    no_promote: bool,
+    as_json: bool,
 ) -> None:
     """Show what `sync` would create, write, delete and flip for RUN (default: latest); write nothing."""
     from embedstore.sync import plan as plan_sync
 
     with _store_if_there(store_location) as store:
-        found = _find(runs_dir, run, store)
+        found = _find(runs_dir, run, store, debias)
         made = plan_sync(found, store, alias=alias, promote=not no_promote)
     if as_json:
         print_json(asdict(made))
@@ -71,6 +85,7 @@ def plan(
 
 @click.command()
 @click.argument("run", default="latest")
+@_debias_option
 @no_promote_option
 @_json_option
 @click.option("--shards", type=int, metavar="N", help="Shards of a new collection on a server.")
@@ -87,6 +102,7 @@ def sync(
     store_location: str,
     alias: str,
     *,
+    debias: float | None,
     no_promote: bool,
     as_json: bool,
     shards: int | None,
@@ -98,17 +114,19 @@ def sync(
     The collection ALIAS__RUN is created, filled, read back and sealed; the alias moves last, in one
     step. What is there already is compared, not written again: after an interruption, the same
     command carries on; after damage, it repairs point by point.
+
+    With --debias the collection is ALIAS__RUN_debiasA. Wherever a RUN is given, RUN_debiasA (as in
+    latest_debias0.50) is the run with these vectors.
     """
-    from embedstore.runs.registry import find_run
     from embedstore.stores.contract import Spread
     from embedstore.sync import sync as sync_run
 
     started = time.perf_counter()
     spread = Spread(shards, replicas, write_consistency)
     # The run first: a mistyped run must not leave an empty store behind.
-    found = None if run.startswith("@") else find_run(runs_dir, run)
+    found = None if run.startswith("@") else _find(runs_dir, run, None, debias)
     with open_store_at(store_location, create=found is not None) as store, progress_line() as progress:
-        found = found or _find(runs_dir, run, store)
+        found = found or _find(runs_dir, run, store, debias)
         report = sync_run(found, store, alias=alias, promote=not no_promote, spread=spread, progress=progress)
     print_report(report, seconds=time.perf_counter() - started, no_promote=no_promote, as_json=as_json)
 
@@ -188,10 +206,10 @@ def verify(run: str, runs_dir: Path, store_location: str, alias: str, *, as_json
     with open_store_at(store_location) as store, progress_line() as progress:
         if run:
             found = _find(runs_dir, run, store)
-            name = collection_name(alias, found.run_id)
+            name = collection_name(alias, found.reference)
         else:
             name = store.live(alias).collection
-            found = _find(runs_dir, store.metadata(name).run_id, store)
+            found = _find(runs_dir, store.metadata(name).reference, store)
         report = verify_collection(store, name, found, progress=progress)
     if as_json:
         print_json(asdict(report))
@@ -212,8 +230,7 @@ def promote(run: str, runs_dir: Path, store_location: str, alias: str) -> None:
     from embedstore.sync import promote_run
 
     with open_store_at(store_location) as store:
-        run_id = _find(runs_dir, run, store).run_id
-        moved = promote_run(store, run_id, alias=alias)
+        moved = promote_run(store, _find(runs_dir, run, store).reference, alias=alias)
         now = store.live(alias).collection
     click.echo(f"alias {alias} -> {now}" + ("" if moved else ", as before"))
 
@@ -242,15 +259,17 @@ def _store_if_there(location: str) -> Iterator[Store | None]:
         yield store
 
 
-def _find(runs_dir: Path, reference: str, store: Store | None) -> Run:
+def _find(runs_dir: Path, reference: str, store: Store | None, debias: float | None = None) -> Run:
+    from embedstore.runs.debias import debiased
     from embedstore.runs.registry import find_run
 
     def live(alias: str, back: int) -> str:
         if store is None:
             raise NotFoundError(f"@{alias} asks the store, and there is none yet; give a run id")
-        return store.live(alias, back).run_id
+        return store.live(alias, back).reference
 
-    return find_run(runs_dir, reference, live=live)
+    run = find_run(runs_dir, reference, live=live)
+    return run if debias is None else debiased(run, debias)
 
 
 @contextmanager

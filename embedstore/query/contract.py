@@ -44,6 +44,7 @@ METADATA = {
     "tool_version": "the embedstore that wrote it",
     "search": "how the default search works: exact, or HNSW with these m and ef",
     "recall": "of the default search, measured before the alias moved",
+    "debias": "A where V_j is scaled by norm(V_j)^-A, to show less popular movies; null: as trained",
 }
 _MANY_USERS = 200
 _FEW_MOVIES = 10
@@ -88,7 +89,9 @@ class Contract:
 
     def vectors(self) -> dict[str, str]:
         """Return the meaning of every vector of the collection, by its name."""
-        told = {"": "V_j of the movie: score = psi(X) . V_j"}
+        debias = self.metadata.debias
+        scaled = "" if debias is None else f", V_j scaled by norm(V_j)^-{debias:g}"
+        told = {"": f"V_j of the movie: score = psi(X) . V_j{scaled}"}
         if self.metadata.spec.additive:
             told[HISTORY_VECTOR] = "E_j of a watched movie: psi(X) is the mean of E_j over the history X"
         return told
@@ -161,7 +164,7 @@ def describe(store: Store, alias: str, run: Run | None, endpoint: Endpoint) -> C
         for name, hits in answers.items()
     ]
     if collection == alias:  # a token for the alias alone is told no other name
-        collection = collection_name(alias, metadata.run_id)
+        collection = collection_name(alias, metadata.reference)
     return Contract(alias, collection, metadata, indexes, example, recipes)
 
 

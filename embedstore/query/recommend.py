@@ -177,7 +177,7 @@ def recommend(
     """
     person = Person(user_id=user_id, history=history)
     options = _Options(k, filters or Filters(), tuple(exclude), include_seen, diverse, explain)
-    return next(_answers(run, store, [person], options, collection or collection_name(alias, run.run_id)))
+    return next(_answers(run, store, [person], options, collection or collection_name(alias, run.reference)))
 
 
 def recommend_batch(
@@ -199,16 +199,16 @@ def recommend_batch(
     Raises what recommend raises, at the person that it concerns.
     """
     options = _Options(k, filters or Filters(), tuple(exclude), include_seen, diverse, explain)
-    return _answers(run, store, people, options, collection or collection_name(alias, run.run_id))
+    return _answers(run, store, people, options, collection or collection_name(alias, run.reference))
 
 
 def live_collection(store: Store, alias: str) -> tuple[str, str]:
-    """Return the collection that alias names now and the id of its run, read once.
+    """Return the collection that alias names now and the reference of its run, read once.
 
     Raises NotFoundError where the alias is not there.
     """
     collection = store.live(alias).collection
-    return collection, store.metadata(collection).run_id
+    return collection, store.metadata(collection).reference
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ __all__ = [
     "Manifest",
     "digest_of",
     "read_manifest",
+    "reference_of",
     "replace_file",
     "sync_path",
 ]
@@ -44,12 +45,23 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def debias(self) -> float | None:
+        """A where the movie vectors are scaled by norm^-A, see embedstore.runs.debias; None as trained."""
+        amount = self.config.get("debias")
+        return amount if isinstance(amount, float) else None
+
+    @property
+    def reference(self) -> str:
+        """What find_run takes for this run; the end of the name of its collection."""
+        return reference_of(self.run_id, self.debias)
+
+    @property
     def fingerprint(self) -> str:
-        """The digest of all that goes into a collection: ids, vectors, payload and run id."""
+        """The digest of all that goes into a collection: ids, vectors, payload, run id and scaling."""
         names = ["movie_ids.npy", "movie_vectors.npy", "movies.jsonl"]
         if self.tower == "additive":
             names.append("history_vectors.npy")
-        digest = hashlib.sha256(self.run_id.encode())
+        digest = hashlib.sha256(self.reference.encode())
         for name in names:
             digest.update(f"{name}\0{self.files[name]['sha256']}\n".encode())
         return digest.hexdigest()
@@ -132,6 +144,11 @@ def _check(manifest: Any, path: Path) -> None:
             raise RunError(
                 f"{path} names the file {name!r}, which is outside of the run; do not use this run"
             )
+
+
+def reference_of(run_id: str, debias: float | None) -> str:
+    """Return what names a run, or the run with vectors scaled by norm^-debias."""
+    return run_id if debias is None else f"{run_id}_debias{debias:.2f}"
 
 
 def digest_of(path: Path) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedstore.errors import NotFoundError, RunError, UsageError
+from embedstore.runs.debias import debiased, split_reference
+from embedstore.runs.evaluation import evaluation_path
 from embedstore.runs.manifest import MANIFEST, Manifest, read_manifest
 from embedstore.runs.run import Run
 
@@ -52,14 +54,18 @@ def find_run(
     """Return the run that reference names.
 
     reference: a full id, a unique prefix, latest (the newest sealed one), @ALIAS (what the alias
-    serves now) or @ALIAS~N (N promotions ago). live(alias, n) answers the last two with a run id.
+    serves now) or @ALIAS~N (N promotions ago). live(alias, n) answers the last two with a reference.
+    What ends in _debias0.50 is the run before it, debiased by 0.50.
 
     Raises NotFoundError where there is none, UsageError where a prefix fits several.
     """
     if match := LIVE.fullmatch(reference):
         if live is None:
             raise UsageError(f"{reference} asks the store which run is live; give a run id here")
-        return _local(Path(runs_dir), live(match["alias"], int(match["back"] or 0)))
+        return find_run(runs_dir, live(match["alias"], int(match["back"] or 0)))
+    plain, amount = split_reference(reference)
+    if amount is not None:
+        return debiased(find_run(runs_dir, plain), amount)
     sealed = [summary for summary in list_runs(runs_dir) if summary.manifest is not None]
     if reference == "latest":
         if not sealed:
@@ -81,7 +87,7 @@ def find_run(
 
 
 def remove_run(runs_dir: Path, run_id: str) -> Path:
-    """Delete the folder of a run, the manifest first, so that a half-deleted run is an unfinished one.
+    """Delete a run and its evaluation, the manifest first, so that a half-deleted run is an unfinished one.
 
     Raises NotFoundError where there is none.
     """
@@ -90,6 +96,9 @@ def remove_run(runs_dir: Path, run_id: str) -> Path:
         raise NotFoundError(f"no run {run_id!r} in {runs_dir}; list them with `embedstore runs list`")
     try:
         (path / MANIFEST).unlink(missing_ok=True)
+        for name in (run_id, f"{run_id}_debias*"):
+            for evaluation in path.parent.glob(evaluation_path(path.with_name(name)).name):
+                evaluation.unlink()
         shutil.rmtree(path)
     except OSError as error:
         raise RunError(f"run folder {path} cannot be removed: {error.strerror}") from error

@@ -131,6 +131,11 @@ class Run:
         return self.manifest.run_id
 
     @property
+    def reference(self) -> str:
+        """What find_run takes for this run; the end of the name of its collection."""
+        return self.manifest.reference
+
+    @property
     def embedding_dim(self) -> int:
         return self.manifest.embedding_dim
 
@@ -228,7 +233,7 @@ class Run:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The digest of all that goes into a collection: ids, vectors, payload and run id.
+        """The digest of all that goes into a collection: ids, vectors, payload, run id and scaling.
 
         Taken from the files' digests, which are checked first.
         """

@@ -81,6 +81,12 @@ class Promotion:
     run_id: str
     at: str
 
+    @property
+    def reference(self) -> str:
+        """What find_run takes for the run, debiased where the name of the collection says so."""
+        _, found, end = self.collection.rpartition(f"__{self.run_id}")
+        return f"{self.run_id}{end}" if found else self.run_id
+
 
 @dataclass(frozen=True)
 class Peer:

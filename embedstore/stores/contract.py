@@ -1,7 +1,7 @@
 """What a collection is, as pure data. Public: other apps read collections by this contract.
 
-alias `movies`  ->  collection `movies__<run_id>`
-unnamed vector  V_j, DOT, float32
+alias `movies`  ->  collection `movies__<run_id>`, debiased `movies__<run_id>_debias0.50`
+unnamed vector  V_j, DOT, float32; of a debiased collection V_j norm(V_j)^-debias
 vector history  E_j, DOT, float32, only where the tower is additive: psi(X) is the mean of E_j over X
 point id        movie_id where it is an unsigned integer, else uuid5(NAMESPACE, movie_id)
 payload         movie_id, title, year, genres, popularity, run_id; title and year may be null
@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from embedstore.data.features import MovieId, Rows
 from embedstore.errors import StoreError, UsageError
+from embedstore.runs.manifest import reference_of
 
 if TYPE_CHECKING:
     from embedstore.runs.run import Run
@@ -125,6 +126,12 @@ class Metadata:
     search: Mapping[str, Any] = field(default_factory=EXACT.to_dict)
     recall: Mapping[str, Any] | None = None  # {"k", "value"}, measured before sealing
     schema: int = SCHEMA_VERSION
+    debias: float | None = None  # A where V_j is scaled by norm(V_j)^-A
+
+    @property
+    def reference(self) -> str:
+        """What find_run takes for the run whose vectors these are."""
+        return reference_of(self.run_id, self.debias)
 
     @property
     def spec(self) -> CollectionSpec:
@@ -205,9 +212,9 @@ def valid_alias(alias: str) -> str:
     return alias
 
 
-def collection_name(alias: str, run_id: str) -> str:
-    """Return the name of the collection that holds the vectors of one run for alias."""
-    return f"{alias}__{run_id}"
+def collection_name(alias: str, reference: str) -> str:
+    """Return the name of the collection that holds the vectors of one run (its reference) for alias."""
+    return f"{alias}__{reference}"
 
 
 def point_id(movie_id: MovieId) -> PointId:

@@ -48,7 +48,7 @@ OLDEST_SERVER = (1, 17, 1)
 _PROMOTIONS_KEPT = 100
 _PROMOTIONS = "promotions"  # in the metadata: [{"alias", "at"}, ...], oldest first
 _NAME = re.compile(r"[^/\\\0<>:\"|?*]{1,250}")
-_OUR_NAME = re.compile(r".+__\d{8}t\d{6}-[0-9a-f]{4}")  # ALIAS__RUN
+_OUR_NAME = re.compile(r".+__\d{8}t\d{6}-[0-9a-f]{4}(_debias[01]\.\d\d)?")  # ALIAS__RUN
 _IN_FLIGHT = 2
 _READY_SECONDS = 3600.0
 _SETTLE_SECONDS = 30.0  # for the nodes of a cluster to agree
@@ -110,7 +110,7 @@ class ServerStore(Store):
             return known
         found = self._metadata_in(self._info(name), name)
         # An alias may name another collection in a moment, so what it names is never kept.
-        if name.endswith(f"__{found.run_id}") and (found.state == "sealed" or self._depth):
+        if name.endswith(f"__{found.reference}") and (found.state == "sealed" or self._depth):
             self._known[name] = found
         return found
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from embedstore.errors import NotFoundError, RunError, UsageError, VerificationError
+from embedstore.runs.registry import find_run
 from embedstore.runs.run import Run
 from embedstore.stores.base import Store
 from embedstore.stores.contract import Metadata
@@ -37,7 +38,7 @@ def copy(
     name, metadata = find_collection(source, reference, alias=alias)
     if Path(source.location).resolve() == Path(target.location).resolve():
         raise UsageError(f"both stores are {source.location}; give another one to --to")
-    own_alias = name.removesuffix(f"__{metadata.run_id}")
+    own_alias = name.removesuffix(f"__{metadata.reference}")
     with ExitStack() as stack:
         run = _local(runs_dir, metadata)
         if run is None:
@@ -45,7 +46,7 @@ def copy(
             run = Run.load(rebuild(source, name, metadata, Path(folder), progress=progress))
         report = sync(run, target, alias=own_alias, promote=promote, progress=progress)
     made = target.metadata(report.collection)
-    for key in ("run_id", "fingerprint", "count", "tower"):
+    for key in ("run_id", "fingerprint", "count", "tower", "debias"):
         if getattr(made, key) != getattr(metadata, key):
             raise VerificationError(
                 f"collection {name!r} has {key} {getattr(made, key)} in {target.location}, expected "
@@ -57,7 +58,7 @@ def copy(
 def _local(runs_dir: Path, metadata: Metadata) -> Run | None:
     """Return the run of a collection where it is in runs_dir, whole and with the same content."""
     with suppress(RunError, NotFoundError):
-        run = Run.load(Path(runs_dir) / metadata.run_id)
+        run = find_run(runs_dir, metadata.reference)
         if run.fingerprint == metadata.fingerprint:
             return run
     return None

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from embedstore.errors import EmbedstoreError, NotFoundError, StoreError
+from embedstore.runs.manifest import reference_of
 from embedstore.stores.base import Store
 from embedstore.stores.edge import EdgeStore
 from embedstore.stores.rest import ForbiddenError, UnknownKeyError
@@ -192,7 +193,9 @@ def _state(store: Store, line: Status, now: datetime) -> Iterator[Finding]:
             yield Finding("collections", "note", f"{line.collection} is being written")
         else:
             since = "ever" if silence is None else f"for {silence / 60:,.0f} min"
-            advice = f"finish it by `embedstore sync {line.run_id}`, or delete it"
+            advice = (
+                f"finish it by `embedstore sync {reference_of(str(line.run_id), line.debias)}`, or delete it"
+            )
             yield Finding(
                 "collections", "warning", f"{line.collection} is unfinished, no sign of life {since}", advice
             )

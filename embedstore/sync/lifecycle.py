@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from embedstore.errors import EmbedstoreError, NotFoundError
+from embedstore.runs.debias import split_reference
 from embedstore.stores.base import Promotion, Replica, Store
 from embedstore.stores.contract import collection_name
 
@@ -32,6 +33,7 @@ class Status:
     created_at: str | None
     age_seconds: float | None
     promoted_at: str | None
+    debias: float | None = None
     problem: str | None = None
     replicas: Sequence[Replica] = ()
 
@@ -51,12 +53,22 @@ def status(store: Store, *, now: datetime | None = None) -> list[Status]:
     return [replace(line, replicas=store.replicas(line.collection)) for line in found]
 
 
-def promote_run(store: Store, run_id: str, *, alias: str = "movies") -> bool:
-    """Point alias at the collection of a run; False where it did already.
+def promote_run(store: Store, reference: str, *, alias: str = "movies") -> bool:
+    """Point alias at the collection of a run, see Run.reference; False where it did already.
 
     Raises NotFoundError where the run was never synced, StoreError where its collection is not finished.
     """
-    return store.promote(alias, collection_name(alias, run_id))
+    name, run_id = collection_name(alias, reference), split_reference(reference)[0]
+    try:
+        return store.promote(alias, name)
+    except NotFoundError:
+        others = [other for other in store.collections() if other.startswith(collection_name(alias, run_id))]
+        if not others:
+            raise
+        raise NotFoundError(
+            f"no collection {name!r} in store {store.location}, but {others[0]!r} of the same run; promote "
+            f"{others[0].removeprefix(collection_name(alias, ''))}, or make the other by `embedstore sync`"
+        ) from None
 
 
 def rollback(store: Store, *, alias: str = "movies") -> Promotion:
@@ -102,6 +114,7 @@ def _status_of(store: Store, name: str, aliases: tuple[str, ...], now: datetime)
         created_at=metadata.created_at,
         age_seconds=_age(metadata.created_at, now),
         promoted_at=flips[-1].at or None if flips else None,
+        debias=metadata.debias,
         problem=problem,
     )
 

@@ -47,7 +47,7 @@ def plan(
 
     Raises what sync would raise before its first write, but for StoreLockedError.
     """
-    name = collection_name(valid_alias(alias), run.run_id)
+    name = collection_name(valid_alias(alias), run.reference)
     validate_run(run)
     n = len(run.movies)
     state, write, delete = "create", n, 0

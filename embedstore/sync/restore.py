@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from embedstore.data.features import Ids, Rows, Vocabulary
 from embedstore.errors import NotFoundError, RunError, StoreError, UsageError, VerificationError
-from embedstore.runs.registry import LIVE
-from embedstore.runs.run import Run
+from embedstore.runs.registry import LIVE, find_run
 from embedstore.runs.writer import (
     ADDITIVE,
     describe_run,
@@ -26,7 +25,7 @@ from embedstore.runs.writer import (
     write_json,
 )
 from embedstore.stores.base import Store
-from embedstore.stores.contract import Metadata
+from embedstore.stores.contract import Metadata, collection_name
 from embedstore.sync.compare import Progress
 
 __all__ = ["RestoreReport", "find_collection", "rebuild", "restore"]
@@ -58,13 +57,13 @@ def restore(
     Its movie_ids.npy, movie_vectors.npy, history_vectors.npy and movies.jsonl are those of the
     original, byte by byte, so that it answers any history exactly as the original does.
 
-    Raises RunError where the tower is not additive, so that the collection lacks it, or another run
-    of this id is in runs_dir; otherwise what find_collection and rebuild raise.
+    Raises RunError where the tower is not additive, so that the collection lacks it, the vectors are
+    debiased, or another run of this id is in runs_dir; otherwise what find_collection and rebuild raise.
     """
     name, metadata = find_collection(store, reference, alias=alias)
     path = Path(runs_dir) / metadata.run_id
     if path.exists():
-        found = Run.load(path).fingerprint
+        found = find_run(runs_dir, metadata.reference).fingerprint
         if found != metadata.fingerprint:
             raise RunError(
                 f"run {metadata.run_id} in {runs_dir} has other content (fingerprint {found[:12]}) than "
@@ -75,6 +74,11 @@ def restore(
         raise RunError(
             f"collection {name!r} is of a run whose tower is {metadata.tower}, which is in its folder alone; "
             f"copy the folder {metadata.run_id} to {runs_dir} from the machine that trained it"
+        )
+    if metadata.debias is not None:
+        raise RunError(
+            f"collection {name!r} is debiased, and the vectors of run {metadata.run_id} cannot be made from "
+            "its own; restore the run from its undebiased collection, or copy its folder"
         )
     rebuild(store, name, metadata, Path(runs_dir), progress=progress)
     return RestoreReport(name, metadata.run_id, str(path), metadata.count, written=True)
@@ -94,7 +98,8 @@ def find_collection(store: Store, reference: str, *, alias: str = "movies") -> t
         name = store.live(match["alias"], int(match["back"] or 0)).collection
     else:
         name = store.aliases().get(reference, reference)
-    fitting = [name] if name in names else [n for n in names if n.startswith(f"{alias}__{reference}")]
+    own = collection_name(alias, reference)
+    fitting = [n for n in (name, own) if n in names][:1] or [n for n in names if n.startswith(own)]
     if not fitting or not reference:
         raise NotFoundError(
             f"no alias, collection or run {reference!r} in {store.location}; see `embedstore status`"
@@ -131,7 +136,7 @@ def rebuild(
         manifest = describe_run(
             path,
             dataset={"n_users": 0, "n_movies": metadata.count, "n_ratings": n_ratings},
-            config={"restored_from": name},
+            config={"restored_from": name} | ({} if metadata.debias is None else {"debias": metadata.debias}),
             embedding_dim=metadata.dim,
             tower=metadata.tower,
             metrics={},

@@ -77,7 +77,7 @@ def sync(
     from other content or the disk lacks the room, StoreLockedError where another process writes,
     VerificationError where what was read back is not what was written.
     """
-    name = collection_name(valid_alias(alias), run.run_id)
+    name = collection_name(valid_alias(alias), run.reference)
     validate_run(run)
     with store.writer():
         refuse_clash(store, alias, name)
@@ -148,7 +148,7 @@ def existing(run: Run, store: Store, name: str) -> Metadata | None:
     if found.fingerprint != run.fingerprint:
         raise StoreError(
             f"collection {name!r} was made from other content (fingerprint {found.fingerprint[:12]}, run "
-            f"{run.run_id} has {run.fingerprint[:12]}); choose another --alias or delete the collection"
+            f"{run.reference} has {run.fingerprint[:12]}); choose another --alias or delete the collection"
         )
     return found
 
@@ -244,6 +244,7 @@ def _metadata(run: Run) -> Metadata:
         created_at=_now(),
         heartbeat=_now(),
         tool_version=__version__,
+        debias=run.manifest.debias,
     )
 
 

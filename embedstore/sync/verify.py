@@ -50,9 +50,9 @@ def verify(
     """
     name = store.aliases().get(alias_or_collection, alias_or_collection)
     metadata = store.metadata(name)
-    if metadata.run_id != run.run_id:
+    if metadata.reference != run.reference:
         raise VerificationError(
-            f"collection {name!r} holds run {metadata.run_id}, expected {run.run_id}; "
+            f"collection {name!r} holds run {metadata.reference}, expected {run.reference}; "
             "verify it with its own run"
         )
     if metadata.state != "sealed":

@@ -107,6 +107,12 @@ def test_the_least_metadata_of_schema_1_are_enough(stored: Any) -> None:
     assert (read.search, read.recall) == ({"exact": True, "m": 0, "ef": 0}, None)
 
 
+def test_a_debiased_collection_of_schema_1_says_so_for_ever(stored: Any) -> None:
+    read = Metadata.from_dict(stored["debiased_metadata"], name="c")
+    assert (read.debias, read.reference) == (0.5, "20261124t031500-1a2b_debias0.50")
+    assert Metadata.from_dict(stored["metadata"], name="c").reference == "20261124t031500-1a2b"
+
+
 def test_points_of_schema_1_are_written_and_read_for_ever(stored: Any) -> None:
     for point in stored["points"]:
         content = point["payload"]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from embedstore.runs.debias import debiased
+from embedstore.runs.registry import find_run
 from embedstore.runs.run import Run
 from embedstore.stores.base import Store, open_store
 from embedstore.sync import sync, verify
@@ -19,12 +21,17 @@ from tests.builders import tiny_run
 from tests.server import clean, connection_of_tests, server_url
 
 
+def _loaded(run: Run) -> Run:
+    """Return run opened anew, as a process does that knows its reference alone."""
+    return find_run(run.path.parent, run.reference)
+
+
 def _kill_during_sync(run: Run, opened: Callable[[], Store], delay: float) -> None:
     child = os.fork()
     if child == 0:
         try:
             with opened() as store:
-                sync(Run.load(run.path), store)
+                sync(_loaded(run), store)
         finally:
             os._exit(0)
     time.sleep(delay)
@@ -35,7 +42,7 @@ def _kill_during_sync(run: Run, opened: Callable[[], Store], delay: float) -> No
 def _kills(run: Run, opened: Callable[[], Store], forget: Callable[[], None], count: int) -> None:
     started = time.perf_counter()
     with opened() as store:
-        sync(Run.load(run.path), store)
+        sync(_loaded(run), store)
     whole = time.perf_counter() - started
     forget()
     rng = random.Random(0)  # noqa: S311 - instants, not secrets
@@ -55,10 +62,10 @@ def _kills(run: Run, opened: Callable[[], Store], forget: Callable[[], None], co
         assert verify(store, "movies", run).count == 60
 
 
-def _kills_of_a_folder(tmp_path: Path, count: int) -> None:
+def _kills_of_a_folder(run: Run, tmp_path: Path, count: int) -> None:
     folder = tmp_path / "store"
     _kills(
-        tiny_run(tmp_path, n=60),
+        run,
         lambda: open_store(folder, create=True),
         lambda: shutil.rmtree(folder),
         count,
@@ -67,7 +74,12 @@ def _kills_of_a_folder(tmp_path: Path, count: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_fifty_kills(tmp_path: Path) -> None:
-    _kills_of_a_folder(tmp_path, 50)
+    _kills_of_a_folder(tiny_run(tmp_path, n=60), tmp_path, 50)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_fifteen_kills_of_a_debiased_sync(tmp_path: Path) -> None:
+    _kills_of_a_folder(debiased(tiny_run(tmp_path, n=60), 0.5), tmp_path, 15)
 
 
 @pytest.mark.server
@@ -82,4 +94,4 @@ def test_thirty_kills_of_a_sync_to_a_server(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_five_hundred_kills(tmp_path: Path) -> None:
-    _kills_of_a_folder(tmp_path, 500)
+    _kills_of_a_folder(tiny_run(tmp_path, n=60), tmp_path, 500)

@@ -25,6 +25,7 @@ def test_every_field_can_be_set_by_text_and_is_read_back() -> None:
         "batch_size": "7",
         "epochs": "3",
         "patience": "2",
+        "cold": "true",
         "validation_share": "0.2",
         "test_share": "0",
         "split_seed": "4",
@@ -63,6 +64,7 @@ def test_colab_has_the_defaults_of_the_course() -> None:
         ("softmax", "target=good", "a number or auto, found 'good'"),
         ("softmax", "target=inf", "a number or auto, found 'inf'"),
         ("softmax", "pooling=max", "mean or l2, found 'max'"),
+        ("softmax", "cold=maybe", "cold must be true or false, found 'maybe'"),
         ("softmax", "seed=-1", "from 0 to 2147483647"),
         ("softmax", "steps=3", "does not belong to preset softmax"),
         ("softmax", "preset=colab", "unknown setting 'preset'"),
@@ -79,7 +81,13 @@ def test_a_setting_that_cannot_be_meant_gets_one_sentence(preset: str, assignmen
 
 
 def test_a_value_of_a_wrong_type_is_refused_in_python_too() -> None:
-    wrong: list[tuple[str, Any]] = [("seed", True), ("embedding_dim", 8.0), ("hidden_dims", [3]), ("l2", "x")]
+    wrong: list[tuple[str, Any]] = [
+        ("seed", True),
+        ("cold", 1),
+        ("embedding_dim", 8.0),
+        ("hidden_dims", [3]),
+        ("l2", "x"),
+    ]
     for field, value in wrong:
         with pytest.raises(UsageError, match=field):
             dataclasses.replace(TrainConfig(), **{field: value})

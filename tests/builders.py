@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from embedstore.data.dataset import Dataset, Movie, RatingColumns
-from embedstore.data.features import MovieId
+from embedstore.data.features import MovieId, Vocabulary
 from embedstore.runs.manifest import MANIFEST, digest_of
 from embedstore.runs.run import Run
 from embedstore.runs.tower import AdditiveTower, DenseTower, TowerInput, TowerLayer
@@ -42,6 +43,12 @@ def tiny_dataset(*, n: int = 40, n_users: int = 12, seed: int = 0, text_ids: boo
     return Dataset.of("tiny", columns, table)
 
 
+def with_unrated(dataset: Dataset, *movies: Movie) -> Dataset:
+    """Return dataset with movies that nobody rated, their ids those after the largest (of integers)."""
+    ids = np.concatenate([dataset.movies.values, dataset.movies.values[-1] + 1 + np.arange(len(movies))])
+    return replace(dataset, movies=Vocabulary(ids), catalog=[*dataset.catalog, *movies])
+
+
 def tiny_run(
     folder: Path,
     *,
@@ -52,10 +59,15 @@ def tiny_run(
     run_id: str | None = None,
     text_ids: bool = False,
     dataset: Dataset | None = None,
+    cold: bool = False,
 ) -> Run:
-    """Write a run of n movies into folder / "runs" and return it; vectors are drawn from seed."""
+    """Write a run of n movies into folder / "runs" and return it; vectors are drawn from seed.
+
+    cold: movies of dataset that nobody rated are in it too.
+    """
     dataset = dataset or tiny_dataset(n=n, seed=seed, text_ids=text_ids)
-    count = rated_movies(dataset).size
+    unrated = np.flatnonzero(dataset.popularity == 0) if cold else np.zeros(0, np.int64)
+    count = rated_movies(dataset).size + unrated.size
     rng = np.random.default_rng(seed + 1)
     vectors = rng.normal(size=(count, dim)).astype(np.float32)
     tower: AdditiveTower | DenseTower
@@ -72,6 +84,7 @@ def tiny_run(
         movie_vectors=vectors,
         tower=tower,
         metrics={},
+        cold=unrated,
         run_id=run_id,
     )
     return Run.load(path)

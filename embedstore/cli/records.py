@@ -75,7 +75,7 @@ def _write_text(
 
 
 def cell_of(value: Any) -> Any:
-    """Return value as one cell of CSV: parts of a list are joined by |; true, false, explanations are JSON."""
+    """Return value as one cell of CSV: lists are joined by |, explanations and true are JSON."""
     if isinstance(value, bool):
         return json.dumps(value)
     if not isinstance(value, list | tuple):

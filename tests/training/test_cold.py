@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import pytest
 from embedstore.data.dataset import Dataset, Movie, RatingColumns
 from embedstore.data.features import Bags, MovieId
 from embedstore.errors import DataError
+from embedstore.runs.run import Run
 from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature, TowerInput, TowerLayer
 from embedstore.runs.writer import rated_movies
-from embedstore.training import fit
+from embedstore.training import fit, train
 from embedstore.training.cold import hold_out, measure_cold, with_cold
 from embedstore.training.config import TrainConfig
 from embedstore.training.prepared import Fitted, Prepared, prepare
@@ -223,6 +225,18 @@ def test_without_a_test_user_there_is_no_measure() -> None:
     config = TrainConfig.parse("linear", ["embedding_dim=4"])
     rest = prepare(hold_out(dataset, seed=0), config)
     assert measure_cold(prepare(dataset, config), rest, with_cold(rest, fit(rest, config))) is None
+
+
+def test_a_blend_of_runs_with_cold_movies_predicts_its_own(tmp_path: Path) -> None:
+    dataset = shuffled_ids(catalog(80, told(80), Movie()))
+    parts = [
+        train(dataset, TrainConfig.parse("linear", ["cold=true", f"embedding_dim={dim}"]), runs_dir=tmp_path)
+        for dim in (4, 6)
+    ]
+    blend = ["cold=true", "embedding_dim=8", f"parts={','.join(path.name for path in parts)}"]
+    run = Run.load(train(dataset, TrainConfig.parse("blend", blend), runs_dir=tmp_path))
+    assert run.cold.tolist() == [True] + [False] * 80
+    assert run.manifest.metrics["cold"] == {"n": 1, "n_untold": 1, "measured": None}
 
 
 def test_every_process_predicts_the_same_bits() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from embedstore.data.dataset import Dataset, Movie, RatingColumns
-from embedstore.data.features import MovieId
+from embedstore.data.features import MovieId, Vocabulary
 from embedstore.runs.manifest import MANIFEST, digest_of
 from embedstore.runs.run import Run
 from embedstore.runs.tower import AdditiveTower, DenseTower, TowerInput, TowerLayer
@@ -59,6 +60,12 @@ def written(folder: Path, dataset: Dataset) -> Path:
     return folder
 
 
+def with_unrated(dataset: Dataset, *movies: Movie) -> Dataset:
+    """Return dataset with movies that nobody rated, their ids those after the largest (of integers)."""
+    ids = np.concatenate([dataset.movies.values, dataset.movies.values[-1] + 1 + np.arange(len(movies))])
+    return replace(dataset, movies=Vocabulary(ids), catalog=[*dataset.catalog, *movies])
+
+
 def tiny_run(
     folder: Path,
     *,
@@ -70,10 +77,15 @@ def tiny_run(
     text_ids: bool = False,
     dataset: Dataset | None = None,
     config: Mapping[str, Any] | None = None,
+    cold: bool = False,
 ) -> Run:
-    """Write a run of n movies into folder / "runs" and return it; vectors are drawn from seed."""
+    """Write a run of n movies into folder / "runs" and return it; vectors are drawn from seed.
+
+    cold: movies of dataset that nobody rated are in it too.
+    """
     dataset = dataset or tiny_dataset(n=n, seed=seed, text_ids=text_ids)
-    count = rated_movies(dataset).size
+    unrated = np.flatnonzero(dataset.popularity == 0) if cold else np.zeros(0, np.int64)
+    count = rated_movies(dataset).size + unrated.size
     rng = np.random.default_rng(seed + 1)
     vectors = rng.normal(size=(count, dim)).astype(np.float32)
     tower: AdditiveTower | DenseTower
@@ -90,6 +102,7 @@ def tiny_run(
         movie_vectors=vectors,
         tower=tower,
         metrics={},
+        cold=unrated,
         run_id=run_id,
     )
     return Run.load(path)

@@ -323,16 +323,23 @@ def _tracked(records: Iterator[dict[str, Any]], users_file: Path) -> Iterator[di
 
 
 def _movie_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield one flat row per recommended movie."""
+    """Yield one flat row per recommended movie, all with the same keys."""
     who = {"user_id": record["user_id"]} if "user_id" in record else {"history": record["history"]}
     kind = {"explanation_kind": record["explanation_kind"]} if "explanation_kind" in record else {}
     for movie in record["recommendations"]:
-        yield {**who, "run_id": record["run_id"], **kind, **movie}
+        facts = {**movie, "cold": movie.get("cold", False)}
+        yield {**who, "run_id": record["run_id"], **kind, **facts}
 
 
 def _print_movies(movies: Sequence[Recommendation], explanation_kind: str | None = None) -> None:
     rows = [
-        (str(movie.rank), f"{movie.score:.4f}", _title(movie), str(movie.year or ""), ", ".join(movie.genres))
+        (
+            str(movie.rank),
+            f"{movie.score:.4f}",
+            _title(movie) + (" (new)" if movie.cold else ""),
+            str(movie.year or ""),
+            ", ".join(movie.genres),
+        )
         for movie in movies
     ]
     notes = [_reasons(movie, explanation_kind) for movie in movies] if explanation_kind else ()
@@ -388,7 +395,7 @@ def _print_embedding(embedding: Embedding) -> None:
 def _csv_text(answer: Answer) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = ["rank", "movie_id", "score", "title", "year", "genres"]
+    names = ["rank", "movie_id", "score", "title", "year", "genres", "cold"]
     if answer.explanation_kind is not None:
         names += ["explanation_kind", "explanation"]
     writer.writerow(names)

@@ -75,7 +75,9 @@ def _write_text(
 
 
 def cell_of(value: Any) -> Any:
-    """Return value as one cell of CSV: parts of a list are joined by |, an explanation is JSON."""
+    """Return value as one cell of CSV: lists are joined by |, explanations and true are JSON."""
+    if isinstance(value, bool):
+        return json.dumps(value)
     if not isinstance(value, list | tuple):
         return value
     if value and isinstance(value[0], dict):
@@ -113,6 +115,7 @@ def _schema(rows: list[dict[str, Any]]) -> pa.Schema:
         "title": pa.string(),
         "year": pa.int32(),
         "genres": pa.list_(pa.string()),
+        "cold": pa.bool_(),
         "user_embedding": pa.list_(pa.float32()),
         "explanation_kind": pa.string(),
     }

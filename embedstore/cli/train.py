@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +135,8 @@ def _print_result(path: Path, as_json: bool) -> None:
         f"embedding_dim {manifest.embedding_dim}{kept}"
     )
     click.echo(f"liked: a rating of {metrics['target']:g} or more (target)")
+    if "cold" in metrics:
+        click.echo(_cold_lines(metrics["cold"]))
     if not users["scored"]:
         click.echo(f"no metrics: {users['train']} users train and none of the others can be tested")
         return
@@ -149,6 +151,20 @@ def _print_result(path: Path, as_json: bool) -> None:
         if values is not None
     ]
     print_table([Column("model"), Column("NDCG@100", right=True), Column("Recall@20", right=True)], rows)
+
+
+def _cold_lines(cold: Mapping[str, Any]) -> str:
+    """Say how many movies without ratings are in the run, and how well such movies are ranked."""
+    n, untold, found = cold["n"], cold["n_untold"], cold["measured"]
+    counts = f"cold: vectors of {n:,} movie{'s' * (n != 1)} without ratings predicted"
+    if untold:
+        counts += f"; {untold:,} {'has' if untold == 1 else 'have'} nothing to predict from"
+    if found is None:
+        return f"{counts}\nnot measured: the recipe cannot be trained without a tenth of the movies"
+    return (
+        f"{counts}\n{found['users']:,} users' order of {found['held_out']:,} rated movies held out whole: "
+        f"NDCG@10 {found['ndcg@10']:.4f} (random {found['random']['ndcg@10']:.4f})"
+    )
 
 
 def start_tensorflow() -> None:

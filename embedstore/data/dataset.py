@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,15 @@ _TIE_BITS = 16
 
 @dataclass(frozen=True)
 class Movie:
-    """What is known of a movie; title and year may be missing, genres may be empty."""
+    """What is known of a movie; title and year may be missing, genres may be empty.
+
+    cold: in the catalog of a run, whether its vectors are predicted, since nobody rated it.
+    """
 
     title: str | None = None
     year: int | None = None
     genres: tuple[str, ...] = ()
+    cold: bool = False
 
 
 MovieTable = Mapping[Any, Movie]  # by movie id; Mapping[MovieId, ...] would refuse a dict[int, Movie]
@@ -156,6 +160,23 @@ class Dataset:
                 "rating": self.ratings,
                 "timestamp": self.timestamps,
             }
+        )
+
+    def where(self, kept: npt.NDArray[np.bool_]) -> Dataset:
+        """Return the data set of some of the ratings, kept: (n_ratings,).
+
+        Users without any are left out, the catalog stays whole. Raises DataError where none is kept.
+        """
+        if not kept.any():
+            raise DataError(f"no rating of data set {self.name!r} is kept; expected at least one")
+        users, user_rows = np.unique(self.user_rows[kept], return_inverse=True)
+        return replace(
+            self,
+            users=Vocabulary(self.users.values[users]),
+            user_rows=user_rows.astype(np.int32),
+            movie_rows=self.movie_rows[kept],
+            ratings=self.ratings[kept],
+            timestamps=self.timestamps[kept],
         )
 
     @property

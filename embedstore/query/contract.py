@@ -30,6 +30,7 @@ PAYLOAD = {  # field -> type, meaning
     "genres": ("keyword[]", "as in the data set, none is []"),
     "popularity": ("integer", "ratings of the movie in the data that the run was trained on"),
     "run_id": ("keyword", "the run whose vectors these are"),
+    "cold": ("boolean", "true where nobody rated the movie and its vectors are predicted; else not there"),
 }
 METADATA = {
     "schema": "version of this contract; refuse one that is newer than you know",

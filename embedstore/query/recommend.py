@@ -72,6 +72,7 @@ class Recommendation:
     """One movie of an answer; score is the dot product of psi(X), or of a vector, and V_j.
 
     explanation: what every watched movie contributes to the score, the largest first; None where not asked.
+    cold: whether V_j is predicted, since nobody rated the movie.
     """
 
     rank: int
@@ -81,6 +82,7 @@ class Recommendation:
     year: int | None
     genres: Sequence[str]
     explanation: Sequence[Contribution] | None = None
+    cold: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         shown: dict[str, Any] = {
@@ -93,6 +95,8 @@ class Recommendation:
         }
         if self.explanation is not None:
             shown["explanation"] = [part.to_dict() for part in self.explanation]
+        if self.cold:
+            shown["cold"] = True
         return shown
 
 
@@ -320,6 +324,7 @@ def recommendations_of(
             year=hit.payload.get("year"),
             genres=tuple(hit.payload.get("genres") or ()),
             explanation=None if explanations is None else explanations[rank - 1],
+            cold=bool(hit.payload.get("cold")),
         )
         for rank, hit in enumerate(hits, start=1)
     ]

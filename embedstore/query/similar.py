@@ -69,6 +69,7 @@ def similar(run: Run, movie_id: MovieId, *, k: int = 10, metric: Metric = "cosin
             title=run.catalog[index].title,
             year=run.catalog[index].year,
             genres=run.catalog[index].genres,
+            cold=run.catalog[index].cold,
         )
         for rank, (index, other) in enumerate(
             zip(nearest.tolist(), run.movies.ids(nearest), strict=True), start=1

@@ -79,7 +79,10 @@ class Catalog(Sequence[Movie]):
             yield from self[start : start + _LINES]
 
     def lines(self, rows: Rows) -> list[dict[str, Any]]:
-        """Return what the file says of the movies at rows: movie_id, title, year, genres, popularity."""
+        """Return what the file says of the movies at rows: movie_id, title, year, genres, popularity.
+
+        Of a movie whose vectors are predicted, cold is true; other lines do not have it.
+        """
         bounds = list(zip(self._bounds[rows].tolist(), self._bounds[rows + 1].tolist(), strict=True))
         if rows.size and bool(np.all(np.diff(rows) == 1)):
             text = self._map[bounds[0][0] : bounds[-1][1] - 1].replace(b"\n", b",")
@@ -202,7 +205,7 @@ class Run:
 
     @cached_property
     def catalog(self) -> Catalog:
-        """Title, year and genres of every movie, in the order of the vectors' rows."""
+        """Title, year, genres and cold of every movie, in the order of the vectors' rows."""
         name = "movies.jsonl"
         catalog = Catalog(self._file(name), partial(self._damaged, name))
         if len(catalog) != len(self.movies):
@@ -217,6 +220,11 @@ class Run:
             rows = np.arange(start, min(start + _LINES, counts.size))
             counts[rows] = [line["popularity"] for line in self.catalog.lines(rows)]
         return counts
+
+    @cached_property
+    def cold(self) -> npt.NDArray[np.bool_]:
+        """Whether the vectors of a movie are predicted, since nobody rated it, shape (n_movies,)."""
+        return np.fromiter((movie.cold for movie in self.catalog), np.bool_, len(self.movies))
 
     def release(self) -> None:
         """Give the memory of the mapped vectors and movies back; they are mapped again where they are used.
@@ -359,7 +367,7 @@ def _known_input(part: dict[str, Any]) -> bool:
 
 def _movie(line: dict[str, Any]) -> Movie:
     genres = tuple(sys.intern(genre) for genre in line["genres"])
-    return Movie(title=line["title"], year=line["year"], genres=genres)
+    return Movie(title=line["title"], year=line["year"], genres=genres, cold=line.get("cold", False))
 
 
 def _forget(mapped: object) -> None:

@@ -48,10 +48,7 @@ def new_run_id(now: datetime | None = None) -> str:
 
 
 def rated_movies(dataset: Dataset) -> Rows:
-    """Return the rows of the movies that anybody rated: the vocabulary of a run.
-
-    A movie with metadata and no rating has nothing that a vector could be learned from.
-    """
+    """Return the rows of the movies that anybody rated: the vocabulary of a run, but for cold movies."""
     return np.flatnonzero(dataset.popularity).astype(np.int64)
 
 
@@ -64,18 +61,22 @@ def write_run(
     tower: AdditiveTower | DenseTower,
     metrics: Mapping[str, Any],
     log: Sequence[Mapping[str, Any]] = (),
+    cold: Rows | None = None,
     run_id: str | None = None,
 ) -> Path:
     """Write and seal a run; return its folder.
 
-    movie_vectors and the tower's movie tables have one row per movie of rated_movies(dataset), in
-    that order. An exception or an interrupt removes the folder; a killed process leaves one
-    without a manifest, which counts as unfinished.
+    movie_vectors and the tower's movie tables have one row per movie of rated_movies(dataset) and
+    of cold, the rows of movies without ratings, in ascending order of both. An exception or an
+    interrupt removes the folder; a killed process leaves one without a manifest, which counts as
+    unfinished.
 
     Raises ValueError where shapes do not fit and RunError where a vector is not finite or the
     folder cannot be written.
     """
     vocabulary = rated_movies(dataset)
+    if cold is not None:
+        vocabulary = np.union1d(vocabulary, cold)
     vectors = np.ascontiguousarray(movie_vectors, dtype=np.float32)
     _check_vectors(vectors, vocabulary.size, tower)
     with run_folder(runs_dir, run_id or new_run_id()) as path:
@@ -163,16 +164,24 @@ def ids_of(values: Sequence[MovieId]) -> Ids:
 
 
 def movie_line(
-    *, movie_id: MovieId, title: str | None, year: int | None, genres: Sequence[str], popularity: int
+    *,
+    movie_id: MovieId,
+    title: str | None,
+    year: int | None,
+    genres: Sequence[str],
+    popularity: int,
+    cold: bool = False,
 ) -> str:
     """Return the line of movies.jsonl that describes a movie."""
-    line = {
+    line: dict[str, Any] = {
         "movie_id": movie_id,
         "title": title,
         "year": year,
         "genres": list(genres),
         "popularity": popularity,
     }
+    if cold:
+        line["cold"] = True
     return json.dumps(line, ensure_ascii=False) + "\n"
 
 
@@ -235,6 +244,7 @@ def _write_files(
                     year=movie.year,
                     genres=movie.genres,
                     popularity=int(dataset.popularity[row]),
+                    cold=not dataset.popularity[row],
                 )
             )
     row_of = np.full(len(dataset.movies), -1, dtype=np.int32)

@@ -4,7 +4,8 @@ alias `movies`  ->  collection `movies__<run_id>`, debiased `movies__<run_id>_de
 unnamed vector  V_j, DOT, float32; of a debiased collection V_j norm(V_j)^-debias
 vector history  E_j, DOT, float32, only where the tower is additive: psi(X) is the mean of E_j over X
 point id        movie_id where it is an unsigned integer, else uuid5(NAMESPACE, movie_id)
-payload         movie_id, title, year, genres, popularity, run_id; title and year may be null
+payload         movie_id, title, year, genres, popularity, run_id; title and year may be null;
+                cold: true on movies without ratings alone, whose vectors are predicted
 payload index   genres (keyword), year (integer)
 """
 
@@ -226,7 +227,7 @@ def point_id(movie_id: MovieId) -> PointId:
 
 def payload(line: Mapping[str, Any], *, movie_id: MovieId, run_id: str) -> dict[str, Any]:
     """Return the payload of a movie's point; line is what its run says of the movie, see Catalog.lines."""
-    return {
+    content = {
         "movie_id": movie_id,
         "title": line["title"],
         "year": line["year"],
@@ -234,6 +235,7 @@ def payload(line: Mapping[str, Any], *, movie_id: MovieId, run_id: str) -> dict[
         "popularity": line["popularity"],
         "run_id": run_id,
     }
+    return {**content, "cold": True} if line.get("cold") else content
 
 
 def points_at(run: Run, rows: Rows) -> PointBatch:

@@ -179,7 +179,8 @@ def _write_points(
                 if vectors is not None:
                     _write_rows(matrix, data, rows, vectors)
             for row, payload in zip(rows.tolist(), batch.payloads, strict=True):
-                line = movie_line(**{key: payload[key] for key in _LINE}).encode()
+                told = {key: payload[key] for key in _LINE}
+                line = movie_line(**told, cold=payload.get("cold", False)).encode()
                 starts[row], sizes[row] = unordered.tell(), len(line)
                 unordered.write(line)
                 n_ratings += payload["popularity"]

@@ -5,7 +5,7 @@ TensorFlow is imported when a training starts, by softmax.py and colab.py alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ import numpy.typing as npt
 
 from embedstore.data.dataset import Dataset
 from embedstore.data.features import Bags
+from embedstore.errors import DataError, UsageError
 from embedstore.evaluation.baselines import ease, popularity
 from embedstore.evaluation.serving import evaluate, vector_scorer
 from embedstore.runs.writer import write_run
+from embedstore.training import cold
 from embedstore.training.config import TrainConfig
 from embedstore.training.prepared import Fitted, Prepared, Progress, TrainProgress, prepare
 
@@ -53,6 +55,9 @@ def train(
 ) -> Path:
     """Train a model on dataset, write it as a sealed run into runs_dir and return its folder.
 
+    Where config.cold, a second model is trained without a tenth of the movies, to measure how well
+    cold ones are ranked; the other metrics are those of the rated movies alone.
+
     Nothing is written before the training has ended; an interrupt leaves no run behind. Sets the
     seeds of Keras, Python and NumPy and turns on TensorFlow's deterministic operations for the
     process, so two trainings with one seed on one machine give vectors equal to 1e-5.
@@ -61,7 +66,11 @@ def train(
     finite or the run cannot be written.
     """
     config = config or TrainConfig()
+    if config.cold:
+        cold.known_traits(dataset)  # before the training, whose work would be lost
     trained = train_model(dataset, config, progress=progress, runs_dir=Path(runs_dir))
+    if config.cold:
+        trained = _with_cold(trained, config, progress)
     return write_run(
         Path(runs_dir),
         dataset=dataset,
@@ -70,6 +79,7 @@ def train(
         tower=trained.fitted.tower,
         metrics=trained.metrics,
         log=trained.fitted.log,
+        cold=trained.fitted.cold,
         run_id=run_id,
     )
 
@@ -125,6 +135,26 @@ def keras_psi(model: Any, bags: Bags) -> npt.NDArray[np.float32]:
 
     n_movies = int(model.movie_vectors().shape[0])
     return np.asarray(model(multi_hot(bags, n_movies)).numpy())
+
+
+def _with_cold(trained: Trained, config: TrainConfig, progress: Progress | None) -> Trained:
+    """Return trained with rows for the movies that nobody rated, and their measure among the metrics."""
+    dataset = trained.data.dataset
+    fitted = cold.with_cold(trained.data, trained.fitted)
+    n_unrated = int(np.count_nonzero(dataset.popularity == 0))
+    try:
+        known = cold.hold_out(dataset, seed=config.split_seed)
+        rest = prepare(known, replace(config, target=trained.data.target))
+        again = fit(rest, config, progress=progress, learn_validation=True)
+        measured = cold.measure_cold(trained.data, rest, cold.with_cold(rest, again))
+    except (DataError, UsageError):  # too little is left, or parts of a blend are runs, which know the movies
+        measured = None
+    metrics = {
+        "n": int(fitted.cold.size),
+        "n_untold": n_unrated - int(fitted.cold.size),
+        "measured": None if measured is None else measured.to_dict(),
+    }
+    return Trained(trained.data, fitted, {**trained.metrics, "cold": metrics})
 
 
 def _metrics(data: Prepared, fitted: Fitted) -> dict[str, Any]:

@@ -121,6 +121,8 @@ def _part(
     else:
         run = _run(name, data, config, runs_dir)
         history, movies = run.history_vectors, run.movie_vectors
+        if history is not None and run.cold.any():  # the blend predicts its own
+            history, movies = history[~run.cold], movies[~run.cold]
     if history is None:
         raise UsageError(f"part {name} is not additive; only additive models can be joined and compressed")
     spread = _scores(history, movies, data.bags_of(data.split.train[:_SAMPLE])).std()

@@ -36,7 +36,7 @@ from embedstore.evaluation.serving import evaluate, vector_scorer
 from embedstore.runs.tower import DenseTower, Feature, MovieFeature, TowerInput, TowerLayer
 from embedstore.runs.writer import rated_movies
 from embedstore.training.config import TrainConfig
-from embedstore.training.prepared import Fitted, Prepared, Progress, TrainProgress
+from embedstore.training.prepared import Fitted, Prepared, Progress, TrainProgress, labels_of
 
 __all__ = ["ColabModel", "fit", "movie_features"]
 
@@ -109,9 +109,9 @@ class ColabModel(keras.Model):  # type: ignore[misc]
 def movie_features(data: Prepared) -> dict[str, MovieFeature]:
     """Return the genres and years of the run's movies; labels are sorted."""
     movies = [data.dataset.catalog[row] for row in rated_movies(data.dataset).tolist()]
-    genres = [list(movie.genres) for movie in movies]
-    years = [[] if movie.year is None else [str(movie.year)] for movie in movies]
-    return {"genres": _feature("genres", genres), "years": _feature("years", years)}
+    return {
+        name: _feature(name, [labels_of(name, movie) for movie in movies]) for name in ("genres", "years")
+    }
 
 
 def fit(data: Prepared, config: TrainConfig, progress: Progress | None = None) -> Fitted:

@@ -206,6 +206,9 @@ class TrainConfig:
         high=100_000,
         presets=("linear",),
     )
+    cold: bool = _setting(
+        False, "Whether movies without ratings get a V_j predicted from genres, year and title; fits twice."
+    )
     validation_share: float = _setting(0.1, "Share of the users for early stopping.", low=0, high=0.4)
     test_share: float = _setting(0.15, "Share of the users for the metrics.", low=0, high=0.4)
     split_seed: int = _setting(
@@ -276,7 +279,7 @@ class FieldInfo:
     """One field of TrainConfig: what it means, which values it takes, which presets use it."""
 
     name: str
-    kind: str  # the annotation: int, float, str, "int | None", "float | None", "tuple[int, ...]" or Preset
+    kind: str  # the annotation, as in "float | None" or "tuple[int, ...]"
     default: Any
     text: str
     low: float | None
@@ -305,6 +308,8 @@ class FieldInfo:
                 return int(text)
             if self.kind == "float":
                 return float(text)
+            if self.kind == "bool":
+                return {"true": True, "false": False}.get(text.lower(), text)
             if self.kind in ("int | None", "float | None"):
                 number = int if self.kind.startswith("int") else float
                 return None if text == "auto" else number(text)
@@ -320,6 +325,10 @@ class FieldInfo:
             return
         if self.choices or self.kind == "str":
             if not isinstance(value, str) or (self.choices and value not in self.choices):
+                raise self._error(value)
+            return
+        if self.kind == "bool":
+            if not isinstance(value, bool):
                 raise self._error(value)
             return
         values = value if self.kind.startswith("tuple") else (value,)
@@ -348,6 +357,7 @@ class FieldInfo:
             return " or ".join(self.choices)
         noun = {
             "str": "text",
+            "bool": "true or false",
             "int": "a whole number",
             "int | None": "a whole number or auto",
             "float": "a number",
@@ -392,4 +402,6 @@ def show_value(value: Any) -> str:
         return "auto"
     if isinstance(value, tuple | list):
         return ",".join(str(part) for part in value) or "none"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from embedstore.data.dataset import Dataset
+from embedstore.data.dataset import Dataset, Movie
 from embedstore.data.features import Bags, Rows
 from embedstore.data.splits import HeldOut, UserSplit, hide_ratings, split_users
 from embedstore.errors import DataError
@@ -17,7 +17,15 @@ from embedstore.runs.tower import AdditiveTower, DenseTower
 from embedstore.runs.writer import rated_movies
 from embedstore.training.config import TrainConfig
 
-__all__ = ["FEWEST_USERS_FOR_METRICS", "Fitted", "Prepared", "TrainProgress", "prepare", "target_of"]
+__all__ = [
+    "FEWEST_USERS_FOR_METRICS",
+    "Fitted",
+    "Prepared",
+    "TrainProgress",
+    "labels_of",
+    "prepare",
+    "target_of",
+]
 
 FEWEST_USERS_FOR_METRICS = 10
 
@@ -106,7 +114,8 @@ class Prepared:
 class Fitted:
     """A trained model: the Keras model and the same as arrays, (n_movies, embedding_dim) float32.
 
-    log: one record per epoch. best: what a run says of the epoch that was kept.
+    log: one record per epoch. best: what a run says of the epoch that was kept. cold: the rows in the
+    catalog of movies without ratings that have rows here too, see training.cold.
     """
 
     model: Any
@@ -114,6 +123,14 @@ class Fitted:
     tower: AdditiveTower | DenseTower
     log: list[dict[str, Any]]
     best: Mapping[str, Any] = field(default_factory=dict)
+    cold: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+def labels_of(feature: str, movie: Movie) -> Sequence[str]:
+    """Return what a movie has of the feature genres or years of a tower."""
+    if feature == "genres":
+        return movie.genres
+    return [] if movie.year is None else [str(movie.year)]
 
 
 def target_of(ratings: npt.NDArray[np.float32], given: float | None) -> float:

@@ -316,7 +316,7 @@ def test_users_files_in_every_format(folder: Path, extension: str, capfd: pytest
         assert rows == [2, 3]
     elif extension == "csv":
         lines = path.read_text().splitlines()
-        assert lines[0] == "user_id,run_id,rank,movie_id,score,title,year,genres"
+        assert lines[0] == "user_id,run_id,rank,movie_id,score,title,year,genres,cold"
         assert len(lines) == 5
     else:
         import pyarrow.parquet as pq

@@ -26,7 +26,7 @@ DOC = Path(__file__).parent.parent.parent / "docs" / "contract.md"
 
 def test_every_metadata_key_and_payload_field_has_a_meaning() -> None:
     assert set(METADATA) == {part.name for part in fields(Metadata)}
-    line = dict.fromkeys(("title", "year", "genres", "popularity"))
+    line = {**dict.fromkeys(("title", "year", "genres", "popularity")), "cold": True}
     assert list(PAYLOAD) == list(payload(line, movie_id=1, run_id="r"))
 
 

@@ -8,14 +8,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from embedstore.data.dataset import Movie
 from embedstore.errors import NotFoundError, RunError, UsageError
 from embedstore.runs.registry import find_run, list_runs, remove_run
 from embedstore.runs.run import Run
 from embedstore.runs.tower import AdditiveTower
 from embedstore.runs.writer import new_run_id, write_run
-from tests.builders import tiny_dataset, tiny_run
+from tests.builders import tiny_dataset, tiny_run, with_unrated
 
 V1 = Path(__file__).parent.parent / "data" / "runs" / "20261124t031500-1a2b"
+
+
+@pytest.mark.parametrize("additive", [True, False])
+def test_a_movie_that_nobody_rated_is_in_a_run_where_its_rows_are(tmp_path: Path, additive: bool) -> None:
+    dataset = with_unrated(tiny_dataset(), Movie("New", 2024, ("Drama",)))
+    without = tiny_run(tmp_path / "without", dataset=dataset, additive=additive)
+    assert len(without.movies) == len(without.catalog) == 40
+    assert not without.cold.any()
+    assert b"cold" not in (without.path / "movies.jsonl").read_bytes()
+    run = tiny_run(tmp_path / "with", dataset=dataset, additive=additive, cold=True)
+    run.verify()
+    assert run.cold.tolist() == [False] * 40 + [True]
+    assert run.catalog[40] == Movie("New", 2024, ("Drama",), cold=True)
+    assert run.popularity[40] == 0
+    assert np.array_equal(run.history(3), without.history(3))
+    assert run.tower([40, 3]).shape == (4,)
 
 
 @pytest.mark.parametrize("additive", [True, False])

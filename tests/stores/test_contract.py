@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedstore.data.dataset import Movie
 from embedstore.errors import StoreError, UsageError
 from embedstore.query.recommend import Recommendation, recommendations_of
 from embedstore.stores.base import Hit
@@ -22,7 +23,7 @@ from embedstore.stores.contract import (
     points,
     valid_alias,
 )
-from tests.builders import tiny_run
+from tests.builders import tiny_dataset, tiny_run, with_unrated
 
 
 def metadata(**changes: object) -> Metadata:
@@ -124,6 +125,17 @@ def test_points_of_schema_1_are_written_and_read_for_ever(stored: Any) -> None:
                 1, content["movie_id"], 0.5, content["title"], content["year"], tuple(content["genres"])
             )
         ]
+
+
+def test_a_cold_movie_says_so_and_the_others_say_nothing(tmp_path: Path) -> None:
+    dataset = with_unrated(tiny_dataset(), Movie("New", 2024, ("Drama",)))
+    known, new = points(tiny_run(tmp_path, dataset=dataset, cold=True), 39, 41).payloads
+    assert "cold" not in known
+    assert (new["cold"], new["popularity"]) == (True, 0)
+    assert [movie.cold for movie in recommendations_of([Hit(40, 0.5, known), Hit(41, 0.4, new)])] == [
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(

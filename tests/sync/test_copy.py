@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from embedstore.data.dataset import Movie
 from embedstore.errors import StoreError, UsageError
 from embedstore.stores.base import Store, open_store
 from embedstore.stores.connection import Connection
 from embedstore.stores.server import ServerStore
 from embedstore.sync import copy, sync, verify
-from tests.builders import tiny_run
+from tests.builders import tiny_dataset, tiny_run, with_unrated
 from tests.server import LocalMode, server_store
 
 
@@ -67,6 +68,14 @@ def test_a_copy_keeps_the_name_and_moves_no_other_alias(tmp_path: Path) -> None:
         assert list(target.aliases()) == ["movies"]
         assert copy(source, target, "films", tmp_path).collection == name
         assert target.aliases() == {"films": name, "movies": f"movies__{live.run_id}"}
+
+
+def test_a_copy_without_the_run_keeps_a_cold_movie_cold(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, dataset=with_unrated(tiny_dataset(), Movie("New")), cold=True)
+    with open_store(tmp_path / "a", create=True) as source, open_store(tmp_path / "b", create=True) as target:
+        sync(run, source)
+        copy(source, target, "movies", tmp_path / "elsewhere")
+        assert verify(target, "movies", run).count == 41
 
 
 def test_a_damaged_run_folder_is_not_used(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from embedstore.stores.connection import Connection
 from embedstore.stores.contract import collection_name, points
 from embedstore.stores.server import ServerStore
 from embedstore.sync import find_collection, restore, sync, verify
-from tests.builders import tiny_run
+from tests.builders import tiny_dataset, tiny_run, with_unrated
 from tests.server import LocalMode, server_store
 
 FILES = ("movie_ids.npy", "movie_vectors.npy", "history_vectors.npy", "movies.jsonl", "tower.json")
@@ -84,6 +84,17 @@ def test_a_restored_run_is_the_original_byte_by_byte(tmp_path: Path, store: Stor
     assert restored.manifest.dataset["n_ratings"] == 3 * len(IDS[kind])
     assert len(restored.users) == 0
     assert {path.name for path in restored.path.iterdir()} == {*FILES, "histories", "manifest.json"}
+
+
+def test_a_cold_movie_stays_cold_in_a_store_and_after_it(tmp_path: Path, store: Store) -> None:
+    dataset = with_unrated(tiny_dataset(), Movie("New", 2024, ("Drama",)))
+    run = tiny_run(tmp_path, dataset=dataset, cold=True)
+    sync(run, store)
+    verify(store, "movies", run)
+    restored = Run.load(restore(store, "movies", tmp_path / "elsewhere").path)
+    assert (restored.path / "movies.jsonl").read_bytes() == (run.path / "movies.jsonl").read_bytes()
+    answer = recommend(run, store, history=[41, 3], k=100, include_seen=True)
+    assert {movie.movie_id for movie in answer.recommendations if movie.cold} == {41}
 
 
 def test_a_restored_run_answers_a_history_as_the_original_does(tmp_path: Path, store: Store) -> None:

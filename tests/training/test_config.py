@@ -25,6 +25,7 @@ def test_every_field_can_be_set_by_text_and_is_read_back() -> None:
         "batch_size": "7",
         "epochs": "3",
         "patience": "2",
+        "cold": "true",
         "validation_share": "0.2",
         "test_share": "0",
         "split_seed": "4",
@@ -51,7 +52,7 @@ def test_colab_has_the_defaults_of_the_course() -> None:
     [
         ("softmax", "embeding_dim=3", "unknown setting 'embeding_dim'; expected one of embedding_dim, "),
         ("softmax", "embedding_dim", "has no '='; write it as key=value"),
-        ("softmax", "embedding_dim=x", "a whole number from 2 to 4096, found 'x'"),
+        ("softmax", "embedding_dim=x", "a whole number or auto from 2 to 4096, found 'x'"),
         ("softmax", "embedding_dim=1", "from 2 to 4096, found '1'"),
         ("softmax", "embedding_dim=3.5", "a whole number"),
         ("softmax", "hidden_dims=3,0", "whole numbers with commas from 1"),
@@ -63,12 +64,13 @@ def test_colab_has_the_defaults_of_the_course() -> None:
         ("softmax", "target=good", "a number or auto, found 'good'"),
         ("softmax", "target=inf", "a number or auto, found 'inf'"),
         ("softmax", "pooling=max", "mean or l2, found 'max'"),
+        ("softmax", "cold=maybe", "cold must be true or false, found 'maybe'"),
         ("softmax", "seed=-1", "from 0 to 2147483647"),
         ("softmax", "steps=3", "does not belong to preset softmax"),
         ("softmax", "preset=colab", "unknown setting 'preset'"),
         ("colab", "dropout=.5", "does not belong to preset colab"),
         ("colab", "hidden_dims=10", "the last of hidden_dims must be embedding_dim=35"),
-        ("other", "seed=1", "unknown preset 'other'; expected one of softmax, colab"),
+        ("other", "seed=1", "unknown preset 'other'; expected one of softmax, linear, blend, colab"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_gets_one_sentence(preset: str, assignment: str, said: str) -> None:
@@ -79,7 +81,13 @@ def test_a_setting_that_cannot_be_meant_gets_one_sentence(preset: str, assignmen
 
 
 def test_a_value_of_a_wrong_type_is_refused_in_python_too() -> None:
-    wrong: list[tuple[str, Any]] = [("seed", True), ("embedding_dim", 8.0), ("hidden_dims", [3]), ("l2", "x")]
+    wrong: list[tuple[str, Any]] = [
+        ("seed", True),
+        ("cold", 1),
+        ("embedding_dim", 8.0),
+        ("hidden_dims", [3]),
+        ("l2", "x"),
+    ]
     for field, value in wrong:
         with pytest.raises(UsageError, match=field):
             dataclasses.replace(TrainConfig(), **{field: value})

@@ -68,7 +68,7 @@ def test_colab_has_the_defaults_of_the_course() -> None:
         ("softmax", "preset=colab", "unknown setting 'preset'"),
         ("colab", "dropout=.5", "does not belong to preset colab"),
         ("colab", "hidden_dims=10", "the last of hidden_dims must be embedding_dim=35"),
-        ("other", "seed=1", "unknown preset 'other'; expected one of softmax, colab"),
+        ("other", "seed=1", "unknown preset 'other'; expected one of softmax, linear, blend, colab"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_gets_one_sentence(preset: str, assignment: str, said: str) -> None:

@@ -103,7 +103,8 @@ def fit(
 ) -> Fitted:
     """Train the model of config on prepared data, as train does, and measure nothing.
 
-    learn_validation: a preset that does not stop early learns from the validation users as well.
+    learn_validation: all presets but colab learn from the validation users as well (softmax after
+    they have said when to stop).
     runs_dir: where a blend finds the runs that it names.
     """
     if config.preset == "linear":
@@ -126,7 +127,7 @@ def fit(
         return colab.fit(data, config, progress)
     from embedstore.training import softmax
 
-    return softmax.fit(data, config, progress)
+    return softmax.fit(data, config, progress, learn_validation=learn_validation)
 
 
 def keras_psi(model: Any, bags: Bags) -> npt.NDArray[np.float32]:

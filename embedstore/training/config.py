@@ -19,8 +19,8 @@ Preset = Literal["softmax", "linear", "blend", "colab"]
 # What a preset sets differently from the defaults of TrainConfig, which are those of softmax.
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "softmax": {},
-    "linear": {"embedding_dim": None, "watched_weight": 0.2},
-    "blend": {"embedding_dim": None},
+    "linear": {"watched_weight": 0.2},
+    "blend": {},
     "colab": {"embedding_dim": 35, "hidden_dims": (35,), "learning_rate": 8.0, "batch_size": 200},
 }
 
@@ -59,8 +59,9 @@ class TrainConfig:
 
     preset: Preset = _setting("softmax", "What is trained.", choices=ALL)
     embedding_dim: int | None = _setting(
-        128,
-        "Width of psi(X) and of V_j; auto grows with the root of the number of ratings, 32 to 256.",
+        None,
+        "Width of psi(X) and of V_j; auto grows with the root of the number of ratings: linear 32 to 256, "
+        "softmax twice that, to 256.",
         low=2,
         high=4096,
         tune=(16, 256, "log"),
@@ -133,8 +134,11 @@ class TrainConfig:
         100, "Users of one step.", low=1, high=100_000, presets=BY_STEPS, tune=(25, 400, "log")
     )
     epochs: int = _setting(200, "Passes over the users at most.", low=1, high=100_000, presets=("softmax",))
-    patience: int = _setting(
-        15, "Epochs without a better validation NDCG before it stops.", low=1, presets=("softmax",)
+    patience: int | None = _setting(
+        None,
+        "Epochs without a better validation NDCG before it stops; auto is 4 epochs and 105 steps.",
+        low=1,
+        presets=("softmax",),
     )
     steps: int = _setting(3000, "Steps of one batch.", low=1, high=10_000_000, presets=("colab",))
     softness: float = _setting(

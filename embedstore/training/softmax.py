@@ -4,7 +4,9 @@ A step hides a random part of each history (dropout) and predicts it from the re
 movies that are left: what a query is asked, and why no movie learns to predict itself. E_j (the
 input) and V_j (the output) are untied and start from a truncated SVD of the normalised ratings,
 which is worth about .05 of NDCG and half of the epochs. A constant last dimension of psi(X)
-carries the item bias, so that a score is one dot product.
+carries the item bias, so that a score is one dot product. The additive form, the default, adds to
+its score that of the closed form of linear.py, in the other half of the same vectors: they err in
+different places, and the sum is better than either.
 
 Each step holds three dense matrices of batch_size x n_movies.
 """
@@ -19,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from embedstore.data.features import Bags
+from embedstore.data.features import Bags, Rows
 from embedstore.evaluation.serving import evaluate, vector_scorer
 from embedstore.runs.tower import AdditiveTower, DenseTower, Pooling, TowerInput, TowerLayer
+from embedstore.training import linear
 from embedstore.training.config import TrainConfig
 from embedstore.training.prepared import Fitted, Prepared, Progress, TrainProgress
 
@@ -31,6 +34,12 @@ Matrix = npt.NDArray[np.float32]
 
 _CALL = 32  # steps of one call of the compiled loop: how often progress shows and Ctrl-C is heard
 _BLIND_EPOCHS = 50  # at most, where no validation user says when to stop
+_FEWEST_EPOCHS, _PATIENT_STEPS = 4, 105  # both must pass without a better NDCG, where patience is auto
+_NARROWEST, _WIDEST = 5, 256  # of an embedding that holds the closed form as well
+_WEIGHT = 0.7  # of the softmax beside the closed form while it trains, and where nobody chooses
+_WEIGHTS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+_MANY_RATINGS = 300_000  # above, the validation users teach the softmax too little for a second training
+_SAMPLE = 500  # users whose scores tell how far scores spread
 _POPULARITY_POWER = 0.25
 _HISTORY_SCALE = 20.0  # mean of E over a history to logits of unit order
 _MASKED = 1e9
@@ -113,79 +122,141 @@ def multi_hot(bags: Bags, n_movies: int) -> tf.Tensor:
     return tf.constant(dense)
 
 
-def fit(data: Prepared, config: TrainConfig, progress: Progress | None = None) -> Fitted:
-    """Return the model of the epoch that was best on the validation users.
+def fit(
+    data: Prepared,
+    config: TrainConfig,
+    progress: Progress | None = None,
+    *,
+    learn_validation: bool = False,
+) -> Fitted:
+    """Train the softmax model of config; it stops when the NDCG of the validation users does.
+
+    Where it is additive (no hidden layer, mean pooling), the closed form of linear.py takes half of
+    the width beside the softmax model, and the two scores are added: one dot product, two ways of
+    being wrong. The weight of the second is chosen on the validation users. learn_validation:
+    with epochs and weight chosen, both are trained again on the validation users as well (above
+    300,000 ratings the closed form alone).
 
     Without a validation user it stops after 50 epochs at most and keeps the last.
     """
-    positions, offsets = data.positions_of(data.split.train)
-    rows = data.histories.rows[positions]
-    weights = np.where(data.liked[positions], 1.0, config.watched_weight).astype(np.float32)
-    start = _initial(Bags(rows, offsets), weights, data.n_movies, data.embedding_dim(config) - 1, config.seed)
-    model = SoftmaxModel(config, *start)
-    optimizer = keras.optimizers.Adam(config.learning_rate)
-    optimizer.build(model.trainable_variables)
-    steps = _steps_function(model, optimizer, rows, offsets, weights, data.n_movies, config)
-
-    n_users = len(offsets) - 1
+    beside = not config.hidden_dims and config.pooling == "mean"
+    dim = config.embedding_dim or min(2 * data.embedding_dim(config), _WIDEST)
+    width = (dim - 1) // 2 if beside and dim >= _NARROWEST else 0
+    closed = TrainConfig.of("linear", {"embedding_dim": width, "seed": config.seed}) if width else None
+    training = _Training(data, config, data.split.train, dim - width, closed)
     n_epochs = config.epochs if len(data.validation) else min(config.epochs, _BLIND_EPOCHS)
-    per_epoch = -(-n_users // config.batch_size)
-    rng = np.random.default_rng([config.seed, 3])
+    patience = config.patience or max(_FEWEST_EPOCHS, -(-_PATIENT_STEPS // training.per_epoch))
     log: list[dict[str, Any]] = []
-    kept = _weights_of(model)
+    kept = training.model.get_weights()
     best_ndcg: float | None = None
     best_epoch = 0
     ndcg: float | None = None
     started = time.perf_counter()
     for epoch in range(1, n_epochs + 1):
-        order = rng.permutation(n_users).astype(np.int64)
-        total = 0.0
-        for first in range(0, per_epoch, _CALL):
-            last = min(first + _CALL, per_epoch)
-            part = order[first * config.batch_size : last * config.batch_size]
-            number = (epoch - 1) * per_epoch + first
-            total += float(steps(tf.constant(part), tf.constant(number, tf.int64)))
-            if progress:
-                done = (epoch - 1) * per_epoch + last
-                shown = TrainProgress(
-                    done, n_epochs * per_epoch, epoch, total / min(last, per_epoch), ndcg, best_ndcg
-                )
-                progress(shown)
-        ndcg = _validation_ndcg(model, data)
+        loss = training.epoch(epoch, n_epochs, progress, ndcg, best_ndcg)
+        ndcg = training.ndcg(_WEIGHT)
         log.append(
             {
                 "epoch": epoch,
-                "loss": round(total / per_epoch, 6),
+                "loss": round(loss, 6),
                 "validation_ndcg@100": None if ndcg is None else round(ndcg, 6),
                 "seconds": round(time.perf_counter() - started, 3),
             }
         )
         if ndcg is None or best_ndcg is None or ndcg > best_ndcg:
-            best_ndcg, best_epoch, kept = ndcg, epoch, _weights_of(model)
-        elif epoch - best_epoch >= config.patience:
+            best_ndcg, best_epoch, kept = ndcg, epoch, training.model.get_weights()
+        elif epoch - best_epoch >= patience:
             break
-    for variable, value in zip(model.variables, kept, strict=True):
-        variable.assign(value)
-    return Fitted(
-        model=model,
-        movie_vectors=model.movie_vectors(),
-        tower=model.tower(),
-        log=log,
-        best={"epoch": best_epoch, "epochs": len(log), "validation_ndcg@100": best_ndcg},
-    )
+    training.model.set_weights(kept)
+    best = {"epoch": best_epoch, "epochs": len(log), "validation_ndcg@100": best_ndcg}
+    weight = _WEIGHT
+    if closed and best_ndcg is not None:
+        weight = max(_WEIGHTS, key=lambda candidate: training.ndcg(candidate) or 0.0)
+        best["weight"] = weight
+    if learn_validation and len(data.validation):
+        users = np.sort(np.concatenate([data.split.train, data.split.validation]))
+        if training.bags.rows.size > _MANY_RATINGS:
+            training.linear = linear.solve(data, closed, users) if closed else None
+        else:
+            training = _Training(data, config, users, dim - width, closed)
+            for epoch in range(1, best_epoch + 1):
+                training.epoch(epoch, best_epoch, progress, ndcg, best_ndcg)
+    model = training.joined(weight)
+    return Fitted(model, model.movie_vectors(), model.tower(), log, best)
+
+
+class _Training:
+    """A softmax model of width dim that learns from users, and the closed form of them beside it."""
+
+    def __init__(
+        self, data: Prepared, config: TrainConfig, users: Rows, dim: int, closed: TrainConfig | None
+    ) -> None:
+        self.data, self.config = data, config
+        self.bags = data.bags_of(users)
+        self.linear = linear.solve(data, closed, users) if closed else None
+        weights = data.grades_of(users, watched_weight=config.watched_weight).astype(np.float32)
+        self.model = SoftmaxModel(config, *_initial(self.bags, weights, data.n_movies, dim - 1, config.seed))
+        optimizer = keras.optimizers.Adam(config.learning_rate)
+        optimizer.build(self.model.trainable_variables)
+        self.steps = _steps_function(self.model, optimizer, self.bags, weights, data.n_movies, config)
+        self.per_epoch = -(-len(users) // config.batch_size)
+        self.rng = np.random.default_rng([config.seed, 3])
+
+    def epoch(
+        self, epoch: int, n_epochs: int, progress: Progress | None, ndcg: float | None, best: float | None
+    ) -> float:
+        """Take every user once, in random order, and return the mean loss of the steps."""
+        order = self.rng.permutation(len(self.bags)).astype(np.int64)
+        size, per_epoch, total = self.config.batch_size, self.per_epoch, 0.0
+        for first in range(0, per_epoch, _CALL):
+            last = min(first + _CALL, per_epoch)
+            number = (epoch - 1) * per_epoch + first
+            users = tf.constant(order[first * size : last * size])
+            total += float(self.steps(users, tf.constant(number, tf.int64)))
+            if progress:
+                done = (epoch - 1) * per_epoch + last
+                progress(TrainProgress(done, n_epochs * per_epoch, epoch, total / last, ndcg, best))
+        return total / per_epoch
+
+    def ndcg(self, weight: float) -> float | None:
+        """Return NDCG@100 of the validation users, None where there is none."""
+        if not len(self.data.validation):
+            return None
+        model = self.joined(weight)
+        scorer = vector_scorer(model.tower().batch, model.movie_vectors())
+        return float(evaluate(scorer, self.data.validation).ndcg.mean())
+
+    def joined(self, weight: float) -> SoftmaxModel:
+        """Return the model whose score is that of the closed form plus weight x that of the softmax.
+
+        Both are divided by how far the scores of a user spread. Without a closed form: the softmax.
+        """
+        if self.linear is None:
+            return self.model
+        parts = [self.linear, (self.model.history.numpy(), self.model.movies.numpy())]
+        bias = self.model.bias.numpy()
+        movies = []
+        sample = self.data.bags_of(self.data.split.train[:_SAMPLE])
+        for (history, vectors), constant, share in zip(parts, (0.0, bias), (1.0, weight), strict=True):
+            scores = AdditiveTower(history).batch(sample) @ vectors.T + constant
+            scale = share / max(float(scores.std(axis=1).mean()), 1e-9)
+            movies.append(vectors * np.float32(scale))
+        joined_history = np.concatenate([history for history, _ in parts], axis=1)
+        return SoftmaxModel(
+            self.config, joined_history, np.concatenate(movies, axis=1), bias * np.float32(scale)
+        )
 
 
 def _steps_function(
     model: SoftmaxModel,
     optimizer: keras.optimizers.Optimizer,
-    rows: npt.NDArray[np.int64],
-    offsets: npt.NDArray[np.int64],
+    bags: Bags,
     weights: npt.NDArray[np.float32],
     n_movies: int,
     config: TrainConfig,
 ) -> Any:
     """Return the compiled loop: users in order -> the sum of the losses of their steps."""
-    all_rows, all_offsets, all_weights = tf.constant(rows), tf.constant(offsets), tf.constant(weights)
+    all_rows, all_offsets, all_weights = map(tf.constant, (*bags, weights))
     size, drop, l2, seed = config.batch_size, config.dropout, config.l2, config.seed
 
     def loss_of(seen: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
@@ -225,17 +296,6 @@ def _steps_function(
         return tf.while_loop(lambda index, _: index < n_steps, body, start)[1]
 
     return steps
-
-
-def _validation_ndcg(model: SoftmaxModel, data: Prepared) -> float | None:
-    if not len(data.validation):
-        return None
-    scorer = vector_scorer(model.tower().batch, model.movie_vectors())
-    return float(evaluate(scorer, data.validation).ndcg.mean())
-
-
-def _weights_of(model: SoftmaxModel) -> list[npt.NDArray[Any]]:
-    return [np.asarray(variable.numpy()) for variable in model.variables]
 
 
 def _initial(

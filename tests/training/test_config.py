@@ -54,7 +54,7 @@ def test_colab_has_the_defaults_of_the_course() -> None:
         ("softmax", "embedding_dim", "has no '='; write it as key=value"),
         ("softmax", "embedding_dim=x", "a whole number or auto from 2 to 4096, found 'x'"),
         ("softmax", "embedding_dim=1", "from 2 to 4096, found '1'"),
-        ("softmax", "embedding_dim=3.5", "a whole number"),
+        ("softmax", "embedding_dim=3.5", "a whole number or auto"),
         ("softmax", "hidden_dims=3,0", "whole numbers with commas from 1"),
         ("softmax", "hidden_dims=3;4", "found '3;4'"),
         ("softmax", "dropout=1", "above 0 below 1, found '1'"),

@@ -123,7 +123,7 @@ def test_a_run_holds_config_metrics_and_one_log_line_per_epoch(tmp_path: Path) -
     best = max(log, key=lambda entry: entry["validation_ndcg@100"])
     assert metrics["best"]["validation_ndcg@100"] == pytest.approx(best["validation_ndcg@100"], abs=1e-6)
     assert metrics["best"]["epoch"] == best["epoch"]
-    assert seen[-1].step == seen[-1].n_steps == 4
+    assert seen[-1].step == seen[-1].n_steps
     assert run.history_vectors is not None
     assert not np.any(run.history_vectors[:, -1] - 1)  # the constant dimension, whose V is the item bias
 
@@ -143,7 +143,7 @@ def test_a_handful_of_users_trains_without_metrics(tmp_path: Path) -> None:
     for preset in ("softmax", "colab"):
         config = TrainConfig.of(preset, {"steps": 10} if preset == "colab" else {"epochs": 3})
         run = Run.load(train(Dataset.of("few", columns), config, runs_dir=tmp_path / preset))
-        assert run.movie_vectors.shape == (3, config.embedding_dim)
+        assert run.movie_vectors.shape == (3, config.embedding_dim or 64)
         assert "ndcg@100" not in run.manifest.metrics
         assert run.manifest.metrics["users"]["train"] == 3
 

@@ -19,7 +19,7 @@ Preset = Literal["softmax", "linear", "blend", "colab"]
 # What a preset sets differently from the defaults of TrainConfig, which are those of softmax.
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "softmax": {},
-    "linear": {"watched_weight": 0.2},
+    "linear": {},
     "blend": {},
     "colab": {"embedding_dim": 35, "hidden_dims": (35,), "learning_rate": 8.0, "batch_size": 200},
 }

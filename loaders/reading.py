@@ -184,12 +184,13 @@ def _next_line(path: Path, position: int) -> int:
 
 
 class _Range(io.RawIOBase):
-    """The bytes of a file from start to stop."""
+    """The bytes of a file from start to stop; pa.ArrowInvalid at 0x, which Arrow would take for a number."""
 
     def __init__(self, path: Path, start: int, stop: int) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
         self._file.seek(start)
         self._left = stop - start
+        self._last = b""
 
     def readable(self) -> bool:
         return True
@@ -197,6 +198,11 @@ class _Range(io.RawIOBase):
     def read(self, size: int = -1, /) -> bytes:
         found = self._file.read(self._left if size < 0 else min(size, self._left)) or b""
         self._left -= len(found)
+        if b"0x" in found or b"0X" in found or (self._last == b"0" and found[:1] in (b"x", b"X")):
+            import pyarrow as pa
+
+            raise pa.ArrowInvalid("a hexadecimal number")
+        self._last = found[-1:]
         return found
 
     def close(self) -> None:

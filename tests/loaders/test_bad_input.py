@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from embedstore.errors import DataError
@@ -206,6 +206,7 @@ FIELD = st.one_of(
 
 
 @settings(max_examples=150, deadline=None)
+@example([("0", "0", "1", "0"), ("0", "0", "1", "0x1")])  # Arrow reads hexadecimal numbers
 @given(
     st.lists(st.tuples(FIELD, FIELD, st.sampled_from(["1", "2.5", "nan", ""]), FIELD), min_size=1, max_size=6)
 )

@@ -5,8 +5,8 @@ movies that are left: what a query is asked, and why no movie learns to predict 
 input) and V_j (the output) are untied and start from a truncated SVD of the normalised ratings,
 which is worth about .05 of NDCG and half of the epochs. A constant last dimension of psi(X)
 carries the item bias, so that a score is one dot product. The additive form, the default, adds to
-its score that of the closed form of linear.py, in the other half of the same vectors: they err in
-different places, and the sum is better than either.
+its score that of the closed form of linear.py, in the other half of the same vectors. On
+ML-100K the sum does not beat that closed form alone: docs/quality.md has the figures.
 
 Each step holds three dense matrices of batch_size x n_movies.
 """

@@ -135,7 +135,8 @@ def keras_psi(model: Any, bags: Bags) -> npt.NDArray[np.float32]:
     from embedstore.training.softmax import multi_hot
 
     n_movies = int(model.movie_vectors().shape[0])
-    return np.asarray(model(multi_hot(bags, n_movies)).numpy())
+    half_life = getattr(model, "half_life", None)  # colab's has none
+    return np.asarray(model(multi_hot(bags, n_movies, half_life)).numpy())
 
 
 def _with_cold(trained: Trained, config: TrainConfig, progress: Progress | None) -> Trained:

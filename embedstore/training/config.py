@@ -85,7 +85,7 @@ class TrainConfig:
         "a plain mean.",
         low=0,
         open_low=True,
-        presets=("linear", "blend"),
+        presets=("softmax", "linear", "blend"),
         tune=(5.0, 200.0, "log"),
     )
     parts: str = _setting(
@@ -230,6 +230,11 @@ class TrainConfig:
             raise UsageError(
                 f"the last of hidden_dims must be embedding_dim={show_value(self.embedding_dim)} in preset "
                 f"colab, where V_j is the input table, found {show_value(self.hidden_dims)}"
+            )
+
+        if self.half_life is not None and self.pooling != "mean":
+            raise UsageError(
+                f"half_life is for pooling=mean, found pooling={self.pooling}; leave one of them out"
             )
 
     @property

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from embedstore.data.features import Bags, Rows
 from embedstore.evaluation.serving import evaluate, vector_scorer
-from embedstore.runs.tower import AdditiveTower, DenseTower, Pooling, TowerInput, TowerLayer
+from embedstore.runs.tower import AdditiveTower, DenseTower, Pooling, TowerInput, TowerLayer, recency
 from embedstore.training import linear
 from embedstore.training.config import TrainConfig
 from embedstore.training.prepared import Fitted, Prepared, Progress, TrainProgress
@@ -43,6 +43,7 @@ _SAMPLE = 500  # users whose scores tell how far scores spread
 _POPULARITY_POWER = 0.25
 _HISTORY_SCALE = 20.0  # mean of E over a history to logits of unit order
 _MASKED = 1e9
+_EMPTY = 1e-30  # instead of the size 0 of an empty history
 
 
 class SoftmaxModel(keras.Model):  # type: ignore[misc]
@@ -55,6 +56,7 @@ class SoftmaxModel(keras.Model):  # type: ignore[misc]
         super().__init__()
         width = history.shape[1]
         self.pooling = config.pooling
+        self.half_life = config.half_life
         self.history = self._table("history", history)
         self.movies = self._table("movies", movies)
         self.bias = self._table("bias", bias)
@@ -82,7 +84,7 @@ class SoftmaxModel(keras.Model):  # type: ignore[misc]
 
     def embed(self, multi_hot: tf.Tensor) -> tf.Tensor:
         """Return psi(X) without its constant dimension."""
-        size = tf.maximum(tf.reduce_sum(multi_hot, axis=1, keepdims=True), 1.0)
+        size = tf.maximum(tf.reduce_sum(multi_hot, axis=1, keepdims=True), _EMPTY)
         x = tf.matmul(multi_hot, self.history) / (size if self.pooling == "mean" else tf.sqrt(size))
         for layer in self.hidden:
             x = layer(x)
@@ -101,7 +103,8 @@ class SoftmaxModel(keras.Model):  # type: ignore[misc]
         """Return psi as data: an additive tower where it is the mean of one row per movie."""
         table = self.history.numpy()
         if not self.hidden and self.pooling == "mean":
-            return AdditiveTower(np.concatenate([table, np.ones((len(table), 1), np.float32)], axis=1))
+            rows = np.concatenate([table, np.ones((len(table), 1), np.float32)], axis=1)
+            return linear.pooled_tower(rows, self.half_life)
         last = len(self.hidden) - 1
         layers = [
             TowerLayer(
@@ -112,13 +115,14 @@ class SoftmaxModel(keras.Model):  # type: ignore[misc]
             for position, layer in enumerate(self.hidden)
         ]
         pooling: Pooling = "mean" if self.pooling == "mean" else "l2"
-        return DenseTower([TowerInput("movies", table, pooling)], layers, constant=True)
+        return DenseTower([TowerInput("movies", table, pooling, self.half_life)], layers, constant=True)
 
 
-def multi_hot(bags: Bags, n_movies: int) -> tf.Tensor:
-    """Return the bags as a dense tensor of ones and zeros, (n_users, n_movies) float32."""
+def multi_hot(bags: Bags, n_movies: int, half_life: float | None = None) -> tf.Tensor:
+    """Return the bags as a dense tensor of zeros and ones, or weights, (n_users, n_movies) float32."""
     dense = np.zeros((len(bags), n_movies), dtype=np.float32)
-    dense[np.repeat(np.arange(len(bags)), bags.sizes), bags.rows] = 1
+    weights = 1 if half_life is None else recency(bags.sizes, half_life)
+    dense[np.repeat(np.arange(len(bags)), bags.sizes), bags.rows] = weights
     return tf.constant(dense)
 
 
@@ -258,9 +262,11 @@ def _steps_function(
     """Return the compiled loop: users in order -> the sum of the losses of their steps."""
     all_rows, all_offsets, all_weights = map(tf.constant, (*bags, weights))
     size, drop, l2, seed = config.batch_size, config.dropout, config.l2, config.seed
+    if config.half_life is not None:
+        all_recent = tf.constant(recency(bags.sizes, config.half_life).astype(np.float32))
 
-    def loss_of(seen: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
-        log_softmax = tf.nn.log_softmax(model.logits(seen) - _MASKED * seen)
+    def loss_of(seen: tf.Tensor, known: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
+        log_softmax = tf.nn.log_softmax(model.logits(seen) - _MASKED * known)
         # a movie of the input has weight 0, and 0 x -1e9 would still cost precision
         likelihood = tf.reduce_sum(tf.where(wanted > 0, wanted * log_softmax, 0.0))
         return -likelihood / tf.maximum(tf.reduce_sum(wanted), 1e-6)
@@ -273,10 +279,13 @@ def _steps_function(
             tf.shape(bags.values), tf.stack([tf.constant(seed, tf.int64), number])
         )
         kept = tf.cast(chance >= drop, tf.float32)
-        seen = tf.scatter_nd(places, kept, shape)
+        known = tf.scatter_nd(places, kept, shape)
+        seen = known
+        if config.half_life is not None:
+            seen = tf.scatter_nd(places, kept * tf.gather(all_recent, bags.values), shape)
         wanted = tf.scatter_nd(places, (1.0 - kept) * tf.gather(all_weights, bags.values), shape)
         with tf.GradientTape() as tape:
-            loss = loss_of(seen, wanted)
+            loss = loss_of(seen, known, wanted)
             objective = loss + 0.5 * l2 * tf.reduce_sum(tf.square(model.movies))
         variables = model.trainable_variables
         optimizer.apply(tape.gradient(objective, variables), variables)

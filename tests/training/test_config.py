@@ -32,7 +32,11 @@ def test_every_field_can_be_set_by_text_and_is_read_back() -> None:
         "seed": "9",
     }
     config = TrainConfig.parse("softmax", [f"{key}={value}" for key, value in texts.items()])
-    assert set(texts) == {info.name for info in field_infos() if "softmax" in info.presets} - {"preset"}
+    apart = {"preset", "half_life"}  # half_life is for the other pooling
+    assert set(texts) == {info.name for info in field_infos() if "softmax" in info.presets} - apart
+    assert TrainConfig.parse("softmax", ["half_life=3.5"]).half_life == 3.5
+    with pytest.raises(UsageError, match="half_life is for pooling=mean, found pooling=l2"):
+        TrainConfig.parse("softmax", ["half_life=3.5", "pooling=l2"])
     assert config.hidden_dims == (32, 8)
     assert config.target == 3.5
     defaults = TrainConfig()

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.tf
 N_MOVIES = 600
 FORMS: dict[str, tuple[str, list[str]]] = {
     "additive": ("softmax", ["epochs=3", "embedding_dim=16"]),
+    "recency": ("softmax", ["epochs=3", "half_life=7"]),
+    "recency tanh": ("softmax", ["epochs=3", "hidden_dims=16", "half_life=7"]),
     "l2": ("softmax", ["epochs=2", "embedding_dim=16", "pooling=l2"]),
     "deep": ("softmax", ["epochs=2", "embedding_dim=16", "hidden_dims=24,12", "pooling=l2"]),
     "colab": ("colab", ["steps=40", "embedding_dim=8"]),

@@ -188,6 +188,15 @@ class TrainConfig:
         presets=("linear",),
         tune=(0.0, 4.0, "linear"),
     )
+    target_half_life: float | None = _setting(
+        None,
+        "Days in which a liked movie of a training user loses half of its weight as a target: learns what "
+        "users come back for, their next session, at a loss elsewhere; auto weighs all alike.",
+        low=0,
+        open_low=True,
+        presets=("linear",),
+        tune=(5.0, 120.0, "log"),
+    )
     popularity_power: float = _setting(
         -0.1,
         "The scores of a movie are multiplied by its number of ratings to this power.",

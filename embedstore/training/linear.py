@@ -62,6 +62,8 @@ def solve(data: Prepared, config: TrainConfig, users: Rows) -> tuple[Matrix, Mat
     """Return E and V, each (n_movies, embedding_dim) float32; raises what fit raises."""
     watched = data.bags_of(users)
     grades = data.grades_of(users, watched_weight=config.watched_weight, softness=config.softness)
+    if config.target_half_life is not None:
+        grades *= data.lateness_of(users, config.target_half_life)
     counts = np.bincount(watched.rows, minlength=data.n_movies)
     n_solved = min(config.largest_solve, data.n_movies)
     _check_memory(n_solved)

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 FEWEST_USERS_FOR_METRICS = 10
+_LATENESS_FLOOR = 0.05  # so that a single late rating weighs 20 early ones at most
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,19 @@ class Prepared:
         else:
             liking = self.liked[positions].astype(np.float64)
         return np.asarray(watched_weight + (1 - watched_weight) * liking)
+
+    def lateness_of(self, users: Rows, half_life: float) -> npt.NDArray[np.float64]:
+        """Return how much each rating of users weighs as a target, of each user 1 in the mean.
+
+        floor + (1 - floor) / 2^(age / half_life), age = days before the user's newest rating. So users
+        of a single day weigh as they are, and of others what they came back for weighs most.
+        """
+        positions, offsets = self.positions_of(users)
+        sizes = np.diff(offsets)
+        seconds = self.dataset.timestamps[positions]
+        age = (np.repeat(seconds[offsets[1:] - 1], sizes) - seconds) / 86_400
+        weights = _LATENESS_FLOOR + (1 - _LATENESS_FLOOR) * 0.5 ** (age / half_life)
+        return np.asarray(weights / np.repeat(np.add.reduceat(weights, offsets[:-1]) / sizes, sizes))
 
     def embedding_dim(self, config: TrainConfig) -> int:
         """Return the width of config; auto is 64 at 100,000 ratings and grows with their root."""

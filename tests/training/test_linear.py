@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -156,3 +157,17 @@ def test_half_life_makes_a_tower_of_recency_and_none_an_additive_one(tmp_path: P
     e = plain.history_vectors
     assert e is not None
     np.testing.assert_allclose(recent.tower([3, 5]), (e[3] * 2**-0.5 + e[5]) / (1 + 2**-0.5), rtol=1e-5)
+
+
+def test_what_a_user_came_back_for_weighs_more_as_a_target_and_a_user_of_one_day_as_before() -> None:
+    dataset = tiny_dataset(n_users=60)
+    times = np.zeros(dataset.timestamps.size, np.int64)
+    first, last = dataset.offsets[0], dataset.offsets[1] - 1
+    times[last] = 30 * 86_400
+    data = prepared(dataclasses.replace(dataset, timestamps=times))
+    weights = data.lateness_of(np.arange(2), 15.0)
+    assert weights[first : last + 1].mean() == pytest.approx(1)
+    assert weights[last] / weights[first] == pytest.approx(1 / (0.05 + 0.95 / 4))
+    np.testing.assert_allclose(weights[last + 1 :], 1)
+    late = solve(data, config(target_half_life=15.0), data.split.train)
+    assert not np.allclose(late[1], solve(data, config(), data.split.train)[1])

@@ -106,7 +106,9 @@ def print_evaluation(asked: Question) -> None:
 
 def print_others(asked: Question, rectools: Path | None) -> None:
     """Print the time of the fit and NDCG@100 of ours and of other libraries' models, on the same users."""
-    liked = indicator(asked.examples().liked_histories, asked.data.n_movies).tocsr()
+    from scipy.sparse import csr_matrix
+
+    liked = csr_matrix(indicator(asked.examples().liked_histories, asked.data.n_movies))
     models: dict[str, Callable[[], Scorer | tuple[Scorer, float]]] = {
         "embedstore linear": partial(linear, asked),
         "embedstore EASE": partial(baseline, asked, "ease"),
@@ -138,6 +140,7 @@ def linear(asked: Question) -> Scorer:
 
 def implicit_als(liked: Any) -> Scorer:
     from implicit.cpu.als import AlternatingLeastSquares
+    from scipy.sparse import csr_matrix
     from threadpoolctl import threadpool_limits
 
     settings = {"factors": 64, "regularization": 10.0, "alpha": 10.0, "iterations": 10}
@@ -147,7 +150,7 @@ def implicit_als(liked: Any) -> Scorer:
 
     def score(batch: Batch) -> Scores:
         with threadpool_limits(1, "blas"):
-            users = indicator(batch.liked, liked.shape[1]).tocsr()
+            users = csr_matrix(indicator(batch.liked, liked.shape[1]))
             scores: Scores = model.recalculate_user(np.arange(len(batch)), users) @ model.item_factors.T
             return scores
 

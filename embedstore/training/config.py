@@ -60,7 +60,7 @@ class TrainConfig:
     preset: Preset = _setting("softmax", "What is trained.", choices=ALL)
     embedding_dim: int | None = _setting(
         None,
-        "Width of psi(X) and of V_j; auto grows with the root of the number of ratings: linear 32 to 256, "
+        "Width of psi(X) and of V_j; auto grows with the root of the number of ratings: linear 64 to 256, "
         "softmax twice that, to 256.",
         low=2,
         high=4096,

@@ -121,7 +121,7 @@ class Prepared:
         """Return the width of config; auto is 64 at 100,000 ratings and grows with their root."""
         if config.embedding_dim is not None:
             return config.embedding_dim
-        return int(np.clip(16 * round(4 * (self.histories.rows.size / 100_000) ** 0.5), 32, 256))
+        return int(np.clip(16 * round(4 * (self.histories.rows.size / 100_000) ** 0.5), 64, 256))
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def test_a_handful_of_users_trains_without_metrics(tmp_path: Path) -> None:
     for preset in ("softmax", "colab"):
         config = TrainConfig.of(preset, {"steps": 10} if preset == "colab" else {"epochs": 3})
         run = Run.load(train(Dataset.of("few", columns), config, runs_dir=tmp_path / preset))
-        assert run.movie_vectors.shape == (3, config.embedding_dim or 64)
+        assert run.movie_vectors.shape == (3, config.embedding_dim or 128)
         assert "ndcg@100" not in run.manifest.metrics
         assert run.manifest.metrics["users"]["train"] == 3
 

@@ -10,12 +10,12 @@ BIN    := $(abspath $(VENV))/bin
 STAMP  := $(VENV)/.stamp
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help venv demo test check unit slow bench bench-server docs dist clean
+.PHONY: help venv demo test check unit slow bench bench-server quality docs dist clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
-	@echo "also: venv, check (no tests), unit (only tests), slow, bench, bench-server, docs, dist, clean"
+	@echo "also: venv, check (no tests), unit (only tests), slow, bench, bench-server, quality, docs, dist, clean"
 
 venv: $(STAMP)
 
@@ -54,6 +54,10 @@ bench: $(STAMP)
 # Of the server at QDRANT_URL.
 bench-server: $(STAMP)
 	$(BIN)/python -m benchmarks server memory --output docs/performance.md
+
+# Half an hour: ten trainings of every preset.
+quality: $(STAMP)
+	$(BIN)/python -m benchmarks quality
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py

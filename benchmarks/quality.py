@@ -33,7 +33,11 @@ from embedstore.training.config import TrainConfig
 from embedstore.training.prepared import prepare
 
 PROTOCOLS = {"serving": "ndcg@100", "strong": "ndcg@100", "next-session": "ndcg@10"}
-MODELS = ("ease", "popularity", "itemknn", "userknn", "ials", "colab", "linear", "softmax", "blend")
+MODELS = (
+    *("popularity", "itemknn", "userknn", "ials", "colab", "softmax", "linear", "blend"),
+    "linear half_life=40",
+    "linear target_half_life=15 popularity_prior=.5",
+)
 
 Values = npt.NDArray[np.float64]  # one per user asked, NaN where the metric is not defined
 
@@ -55,7 +59,7 @@ def main() -> None:
     dataset = load(options.data)
     who = "validation" if options.validation else "test"
     print(f"{dataset.name}, {options.splits} splits, {who} users; NDCG of EASE, then ratios to it")
-    print(f"{'model':<30}{'serving':>9}{'lowest':>8}{'strong':>9}{'next session':>14}{'CPU s':>9}")
+    print(f"{'model':<46}{'serving':>9}{'lowest':>8}{'strong':>9}{'next session':>14}{'CPU s':>9}")
     ease: dict[str, list[Values]] = {}
     for model in dict.fromkeys(["ease", *(options.model or MODELS)]):
         found, seconds = measure(dataset, model, range(options.splits), validation=options.validation)
@@ -114,7 +118,7 @@ def print_line(
         float(np.nanmean(own) / np.nanmean(other))
         for own, other in zip(found["serving"], ease["serving"], strict=True)
     )
-    print(f"{model:<30}{cells[0]:>9}{lowest:>8.3f}{cells[1]:>9}{cells[2]:>14}{seconds:>9.2f}", flush=True)
+    print(f"{model:<46}{cells[0]:>9}{lowest:>8.3f}{cells[1]:>9}{cells[2]:>14}{seconds:>9.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ COMMAND = """
 import json, resource, sys, time
 begun = time.perf_counter()
 import embedstore.training as training
-from embedstore.cli import main
+from embedstore.cli import run
 plain, seconds = training.fit, []
 def fit(*arguments, **settings):
     begun = time.perf_counter()
@@ -47,11 +47,8 @@ def fit(*arguments, **settings):
     seconds.append(time.perf_counter() - begun)
     return fitted
 training.fit = fit
-try:
-    main(["train", "--json", *sys.argv[1:]])
-except SystemExit as end:
-    if end.code:
-        raise
+if code := run(sys.argv[1:]):
+    sys.exit(code)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 taken = [seconds[0], time.perf_counter() - begun, time.process_time(), peak]
 print(json.dumps([*taken, "tensorflow" in sys.modules]))
@@ -106,7 +103,7 @@ def write(dataset: Dataset, folder: Path) -> Path:
 
 def train(data: Path, preset: str, runs_dir: Path, *, runs: int = 1, note: str = "") -> dict[str, Any]:
     """Run the command, print the medians of what it took, and return what it printed about the run."""
-    arguments = ["--data", str(data), "--runs", str(runs_dir), "--preset", preset]
+    arguments = ["train", "--json", "--data", str(data), "--runs", str(runs_dir), "--preset", preset]
     taken = []
     for _ in range(runs):
         done = subprocess.run(

@@ -35,8 +35,8 @@ Matrix = npt.NDArray[np.float32]
 _RIDGE = 30.0  # times the root of the mean number of ratings of a movie: 200 on ML-100K
 _POWER_STEPS = 6  # of the subspace iteration
 _OVERSAMPLING = 16
-_FOLDED_RIDGE = 0.1  # of the mean variance of psi
-_FOLDED_SHRINKAGE = 10.0  # watchers that a folded movie needs for half of their mean psi
+_FOLDED_RIDGE = 0.03  # of the mean variance of psi
+_FOLDED_SHRINKAGE = 100.0  # watchers that a folded movie needs for half of their mean psi
 _BLOCK = 1024  # movies
 _BYTES = 9  # of memory per pair of movies: two float32 matrices and what passes through
 _SAMPLE = 1000  # users whose scores tell how far scores spread
@@ -79,7 +79,7 @@ def solve(data: Prepared, config: TrainConfig, users: Rows) -> tuple[Matrix, Mat
         parts = _factorise(
             z[:, solved], y[:, solved], _genres(data, solved, config.genre_weight), config, width
         )
-        history, movies = _fold_in(z, y, solved, *parts, config.user_power)
+        history, movies = _fold_in(z, y, solved, *parts, config)
     if prior:
         history, movies = _with_prior(z, y, history, movies, config.popularity_prior)
     missing = ((0, 0), (0, dim - movies.shape[1]))
@@ -183,25 +183,26 @@ def _mirror(lower: Matrix) -> None:
 
 
 def _fold_in(
-    z: Any, y: Any, solved: Rows, history: Matrix, movies: Matrix, user_power: float
+    z: Any, y: Any, solved: Rows, history: Matrix, movies: Matrix, config: TrainConfig
 ) -> tuple[Matrix, Matrix]:
     """Return E and V of all movies, given those of the solved ones.
 
-    V_j of another movie: how much it was liked, by ridge regression on the users' sums of E. E_j:
-    the mean psi of its watchers, shrunk to 0 where they are few.
+    V_j of another movie: how much it was liked, by ridge regression on the users' sums of E, with the
+    popularity_power of the solved ones. E_j: the mean psi of its watchers, shrunk to 0 where they are few.
     """
     rest = np.setdiff1d(np.arange(z.shape[1]), solved)
     sums = z[:, solved] @ history  # (n_users, width)
-    weighted = _weighted(sums, user_power, z)
+    weighted = _weighted(sums, config.user_power, z)
     spread = weighted.T @ sums
     ridge = _FOLDED_RIDGE * np.trace(spread) / len(spread)
     targets = np.asarray(y[:, rest].T @ weighted)
     shape = (z.shape[1], history.shape[1])
     all_history, all_movies = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     all_history[solved], all_movies[solved] = history, movies
-    all_movies[rest] = np.linalg.solve(spread + ridge * np.eye(len(spread)), targets.T).T
-    psi = sums / np.maximum(np.asarray(z[:, solved].sum(axis=1)), 1)[:, None]
     watchers = np.asarray(z[:, rest].sum(axis=0))
+    shown = np.maximum(watchers, 1)[:, None] ** config.popularity_power
+    all_movies[rest] = np.linalg.solve(spread + ridge * np.eye(len(spread)), targets.T).T * shown
+    psi = sums / np.maximum(np.asarray(z[:, solved].sum(axis=1)), 1)[:, None]
     all_history[rest] = np.asarray(z[:, rest].T @ psi) / (watchers + _FOLDED_SHRINKAGE)[:, None]
     return all_history, all_movies
 

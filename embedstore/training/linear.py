@@ -36,7 +36,7 @@ _RIDGE = 30.0  # times the root of the mean number of ratings of a movie: 200 on
 _POWER_STEPS = 6  # of the subspace iteration
 _OVERSAMPLING = 16
 _FOLDED_RIDGE = 0.03  # of the mean variance of psi
-_FOLDED_SHRINKAGE = 100.0  # watchers that a folded movie needs for half of their mean psi
+_FOLDED_SHRINKAGE = 600.0  # watchers that a folded movie needs for half of what they say
 _BLOCK = 1024  # movies
 _BYTES = 9  # of memory per pair of movies: two float32 matrices and what passes through
 _SAMPLE = 1000  # users whose scores tell how far scores spread
@@ -188,8 +188,11 @@ def _fold_in(
     """Return E and V of all movies, given those of the solved ones.
 
     V_j of another movie: how much it was liked, by ridge regression on the users' sums of E, with the
-    popularity_power of the solved ones. E_j: the mean psi of its watchers, shrunk to 0 where they are few.
+    popularity_power of the solved ones. E_j: what its watchers liked beyond what these sums say, in the
+    coordinates of V, shrunk to 0 where they are few.
     """
+    counts = np.asarray(z.sum(axis=0))
+    shown = (np.maximum(counts, 1) ** config.popularity_power).astype(np.float32)[:, None]
     rest = np.setdiff1d(np.arange(z.shape[1]), solved)
     sums = z[:, solved] @ history  # (n_users, width)
     weighted = _weighted(sums, config.user_power, z)
@@ -199,11 +202,12 @@ def _fold_in(
     shape = (z.shape[1], history.shape[1])
     all_history, all_movies = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     all_history[solved], all_movies[solved] = history, movies
-    watchers = np.asarray(z[:, rest].sum(axis=0))
-    shown = np.maximum(watchers, 1)[:, None] ** config.popularity_power
-    all_movies[rest] = np.linalg.solve(spread + ridge * np.eye(len(spread)), targets.T).T * shown
-    psi = sums / np.maximum(np.asarray(z[:, solved].sum(axis=1)), 1)[:, None]
-    all_history[rest] = np.asarray(z[:, rest].T @ psi) / (watchers + _FOLDED_SHRINKAGE)[:, None]
+    all_movies[rest] = np.linalg.solve(spread + ridge * np.eye(len(spread)), targets.T).T * shown[rest]
+    untold = y[:, solved] @ (movies * shown[solved]) - sums
+    watched = _weighted(z, config.user_power).tocsc()
+    few = _FOLDED_SHRINKAGE * watched.data.mean()
+    watched = watched[:, rest]
+    all_history[rest] = (watched.T @ untold) / (np.asarray(watched.sum(axis=0)) + few)[:, None]
     return all_history, all_movies
 
 

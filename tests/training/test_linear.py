@@ -15,7 +15,7 @@ from embedstore.errors import DataError
 from embedstore.runs.run import Run
 from embedstore.training import train
 from embedstore.training.config import TrainConfig
-from embedstore.training.linear import solve
+from embedstore.training.linear import _orthonormal, solve
 from embedstore.training.prepared import Prepared, prepare
 from tests.builders import tiny_dataset
 
@@ -121,6 +121,34 @@ def test_movies_outside_of_the_solve_are_folded_in() -> None:
     z, _ = dense(data, config())
     whole, folded = (z @ e @ v[rest].T for e, v in (full, (history, movies)))
     assert np.corrcoef(whole.ravel(), folded.ravel())[0, 1] > 0.5
+
+
+def test_what_watchers_of_folded_movies_like_beyond_the_solve_brings_scores_nearer_to_the_whole_one() -> None:
+    data = prepared(tiny_dataset(n=60, n_users=200))
+    whole, (history, movies) = (
+        solve(data, config(embedding_dim=10, largest_solve=n), data.split.train) for n in (60, 40)
+    )
+    counts = np.bincount(data.histories.rows, minlength=60)
+    rest = np.argsort(-counts, kind="stable")[40:]
+    z, _ = dense(data, config())
+    without = history.copy()
+    without[rest] = 0
+    near, far = (
+        np.corrcoef((z @ e @ movies.T).ravel(), (z @ whole[0] @ whole[1].T).ravel())[0, 1]
+        for e in (history, without)
+    )
+    assert near > far
+
+
+@pytest.mark.parametrize("dependent", [False, True])
+def test_a_basis_is_orthonormal_also_of_columns_that_depend_on_each_other(dependent: bool) -> None:
+    columns = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    columns *= np.logspace(0, -4, 6, dtype=np.float32)
+    if dependent:
+        columns[:, 5] = 0
+    basis = _orthonormal(columns)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(6), atol=1e-6)
+    np.testing.assert_allclose(basis @ (basis.T @ columns), columns, atol=1e-6)
 
 
 def test_a_solve_larger_than_the_memory_is_refused_with_what_it_needs(

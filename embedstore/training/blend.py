@@ -69,8 +69,8 @@ def fit(
             for part in parts
         ]
     history, movies = join([(part.history, part.movies) for part in parts], weights)
-    others = np.sort(np.concatenate([data.split.train, data.split.validation]))
-    history, movies = compress(history, movies, data.bags_of(others), data.embedding_dim(config))
+    learned_from = data.split.untested if learn_validation else data.split.train
+    history, movies = compress(history, movies, data.bags_of(learned_from), data.embedding_dim(config))
     best = {"parts": dict(zip(names, (round(weight, 4) for weight in weights), strict=True))}
     return Fitted(None, movies, pooled_tower(history, config.half_life), [], best)
 

@@ -56,9 +56,9 @@ def train(
     Where config.cold, a second model is trained without a tenth of the movies, to measure how well
     cold ones are ranked; the other metrics are those of the rated movies alone.
 
-    Nothing is written before the training has ended; an interrupt leaves no run behind. Sets the
-    seeds of Keras, Python and NumPy and turns on TensorFlow's deterministic operations for the
-    process, so two trainings with one seed on one machine give vectors equal to 1e-5.
+    Nothing is written before the training has ended; an interrupt leaves no run behind. Where
+    TensorFlow trains, the seeds of Keras, Python and NumPy are set and its deterministic operations
+    turned on for the process. Two trainings with one seed on one machine give vectors equal to 1e-5.
 
     Raises DataError where the data are too few to learn from, RunError where a vector is not
     finite or the run cannot be written.

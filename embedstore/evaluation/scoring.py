@@ -52,14 +52,14 @@ def data_of(run: Run, dataset: Dataset, *, any_data: bool = False) -> Prepared:
     held out.
     """
     trained_on, config = run.manifest.dataset, run.manifest.config
+    if "split_seed" not in config and not any_data:
+        raise RunError(f"run {run.run_id} does not say which users its training held out; train again")
     if trained_on.get("sha256") != dataset.sha256 and not any_data:
         raise UsageError(
             f"run {run.run_id} was trained on {trained_on.get('name', 'unknown data')} (fingerprint "
             f"{str(trained_on.get('sha256'))[:12]}), data set {dataset.name} has {dataset.sha256[:12]}; "
             "name the run's own with --data, or say --any-data"
         )
-    if "split_seed" not in config and not any_data:
-        raise RunError(f"run {run.run_id} does not say which users its training held out; train again")
     return prepare(dataset, TrainConfig(**{name: config[name] for name in SPLIT if name in config}))
 
 

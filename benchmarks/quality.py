@@ -6,14 +6,14 @@ generalisation: the same with liked movies only. Next session: what they liked i
 EASE has lambda 300 and learns from liked movies; all learn from the validation users too. A ratio
 is that of the means over all test users of all splits; beside it the lowest of a single split (serving),
 and the 95% interval of the difference to EASE over users (`*`: it does not hold 0). With
---validation the same is asked of the validation users, from whom nothing is learned then: this is
-where settings are chosen. Reads data/ml-100k, or the folder named by --data.
+--validation the same is asked of the validation users, from whom no model learns then but when to stop
+(softmax) and how to weigh its parts (softmax, blend): this is where settings are chosen. Reads
+data/ml-100k, or the folder named by --data.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,7 +32,7 @@ from embedstore.training import fit
 from embedstore.training.config import TrainConfig
 from embedstore.training.prepared import prepare
 
-PROTOCOLS = {"serving": "ndcg@100", "strong": "ndcg@100", "next-session": "ndcg@10"}
+PROTOCOLS = ("serving", "strong", "next-session")
 MODELS = (
     *("popularity", "itemknn", "userknn", "ials", "colab", "softmax", "linear", "blend"),
     "linear half_life=40",
@@ -70,7 +70,7 @@ def main() -> None:
 def measure(
     dataset: Dataset, model: str, splits: Iterable[int], *, validation: bool
 ) -> tuple[dict[str, list[Values]], float]:
-    """Return the metric of every protocol for the users of every split, and the CPU seconds of one fit."""
+    """Return the headline of every protocol for the users of every split, and the CPU seconds of one fit."""
     found: dict[str, list[Values]] = {protocol: [] for protocol in PROTOCOLS}
     seconds: list[float] = []
     for split in splits:
@@ -79,16 +79,14 @@ def measure(
         config = TrainConfig.parse(preset, [*settings, f"split_seed={split}"])
         data = prepare(dataset, config)
         scorer: Scorer | None = None
-        for protocol, metric in PROTOCOLS.items():
-            asked = question(data, protocol)
-            if validation:
-                asked = dataclasses.replace(asked, held_out=asked.validation, learn=asked.learn_tuning)
+        for protocol in PROTOCOLS:
+            asked = question(data, protocol, tuning=validation)
             if scorer is None:  # what may be learned is the same in all three
                 started = time.process_time()
                 scorer = scorer_of(name, config, asked, learn_validation=not validation)
                 seconds.append(time.process_time() - started)
-            scores = evaluate_models({model: scorer}, asked, metrics=[metric])
-            found[protocol].append(scores.models[model].per_user[metric])
+            scores = evaluate_models({model: scorer}, asked)
+            found[protocol].append(scores.models[model].per_user[scores.headline])
     return found, float(np.median(seconds))
 
 

@@ -41,7 +41,6 @@ __all__ = [
 WIDTH = 100  # of a table of scores; what does not fit follows in another
 PROTOCOLS = ("serving", "strong", "next-session", "global-time", "leave-last-one-out")
 WIDER = "* the interval is wider than the difference: so few users do not tell how large it is"
-_TRAINED_BY_TENSORFLOW = ("softmax", "colab")
 
 
 def metric_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -164,8 +163,9 @@ def dataset_of(run: Run, data_dir: Path, columns: str | None) -> Dataset:
 
 def ready_to_train(protocols: Sequence[str], *runs: Run) -> None:
     """Import TensorFlow, quietly, where a protocol trains again what TensorFlow trained."""
-    presets = {run.manifest.config.get("preset") for run in runs}
-    if "global-time" in protocols and presets & set(_TRAINED_BY_TENSORFLOW):
+    from embedstore.evaluation.scoring import recipe_of
+
+    if "global-time" in protocols and any(recipe_of(run).uses_tensorflow for run in runs):
         start_tensorflow()
 
 

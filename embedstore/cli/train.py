@@ -141,7 +141,7 @@ def _print_result(path: Path, as_json: bool) -> None:
         click.echo(f"no metrics: {users['train']} users train and none of the others can be tested")
         return
     click.echo(
-        f"users: {users['train']} to train, {users['validation']} to stop; "
+        f"users: {users['train']} to train, {users['validation']} to validate; "
         f"metrics of {users['scored']} others from what they liked\namong a hidden fifth of their ratings\n"
     )
     names = [("this run", metrics), ("EASE", metrics["ease"]), ("popularity", metrics["popularity"])]

@@ -43,6 +43,11 @@ class UserSplit:
     validation: Rows
     test: Rows
 
+    @property
+    def untested(self) -> Rows:
+        """All users but those of test, ascending."""
+        return np.sort(np.concatenate([self.train, self.validation]))
+
 
 class LeftOut(NamedTuple):
     """How many users could not be asked: without a known movie, or without a liked one to find."""

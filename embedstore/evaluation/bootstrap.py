@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Interval", "caution", "interval", "intervals", "paired"]
+__all__ = ["Interval", "interval", "intervals", "paired"]
 
 Values = npt.NDArray[np.float64]
 
@@ -68,16 +68,6 @@ def intervals(
         ends = zip(table.mean(axis=0).tolist(), low.tolist(), high.tolist(), strict=True)
         found |= {name: Interval(*end, len(table)) for name, end in zip(names, ends, strict=True)}
     return {name: found[name] for name in columns}
-
-
-def caution(difference: Interval) -> str | None:
-    """Return a sentence where the interval of a difference is wider than the difference, else None."""
-    if not difference.wider_than_mean:
-        return None
-    return (
-        f"the difference {difference.mean:+.4f} is smaller than the width of its interval "
-        f"[{difference.low:+.4f}, {difference.high:+.4f}] over {difference.n_users} users; ask more users"
-    )
 
 
 def _resampled_means(table: Values, seed: int, resamples: int) -> Values:

@@ -20,13 +20,12 @@ from embedstore.evaluation.protocols import Question, question
 from embedstore.evaluation.report import evaluate_models, numbers
 from embedstore.evaluation.scoring import data_of, model_of, movies_of, retrained, scorer_of
 from embedstore.runs.run import Run
-from embedstore.runs.writer import rated_movies
+from embedstore.training.config import SPLIT
 
 __all__ = ["Change", "Comparison", "Group", "UserChange", "compare_runs", "compare_scorers"]
 
 _MOST = 5  # users who gained, and who lost, most
 _FEWEST = 5  # users of a genre that make a group of its own
-_SPLIT = ("target", "split_seed", "validation_share", "test_share")
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def compare_runs(
     Raises UsageError where dataset is not that of both, or they held out different users, and what
     evaluate_run raises.
     """
-    for name in _SPLIT:
+    for name in SPLIT:
         values = [run.manifest.config.get(name) for run in (a, b)]
         if values[0] != values[1]:
             raise UsageError(
@@ -201,8 +200,8 @@ def _by_genre(asked: Question) -> list[tuple[str, str, npt.NDArray[np.bool_]]]:
     Of equal ones the first in the alphabet counts. Genres of few users are one group, the last; users
     whose movies have no genre are in none.
     """
-    data, known = asked.data, asked.held_out.known
-    genres = [data.dataset.catalog[row].genres for row in rated_movies(data.dataset).tolist()]
+    known = asked.held_out.known
+    genres = [movie.genres for movie in asked.data.catalog]
     labels = sorted({genre for movie in genres for genre in movie})
     has = np.array([[label in movie for label in labels] for movie in genres], dtype=np.int64)
     counts = np.zeros((len(known), len(labels)), dtype=np.int64)

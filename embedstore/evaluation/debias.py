@@ -10,6 +10,7 @@ import numpy.typing as npt
 from embedstore.data.dataset import Dataset
 from embedstore.errors import UsageError
 from embedstore.evaluation.baselines import Batch, Scorer
+from embedstore.evaluation.metrics import parse_metric
 from embedstore.evaluation.protocols import Question, question
 from embedstore.evaluation.report import Evaluation, ProtocolScores, evaluate_models
 from embedstore.evaluation.scoring import data_of, model_of, movies_of, scorer_of, vectors_over
@@ -32,7 +33,8 @@ def trade(
 
     scorer gives psi(X) . V_j over the rows of movie_vectors, (n_movies, embedding_dim), as trained; its
     scores are multiplied by norm(V_j)^-A. The first of amounts, 0 by default, is what the others are
-    compared with. Raises what evaluate_models raises.
+    compared with. Metrics of lists longer than the catalog are left out. Raises what evaluate_models
+    raises.
     """
     norms = norms_of(movie_vectors)
 
@@ -46,7 +48,8 @@ def trade(
         return score
 
     models = {f"A = {amount:.2f}": scaled(amount) for amount in amounts}
-    return evaluate_models(models, asked, metrics=METRICS)
+    metrics = [name for name in METRICS if parse_metric(name).k <= asked.data.n_movies]
+    return evaluate_models(models, asked, metrics=metrics)
 
 
 def trade_of_run(

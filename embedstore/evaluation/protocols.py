@@ -7,7 +7,6 @@ before and after a point in time, so a model is trained again on what was before
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.dataset import Dataset
-from embedstore.data.features import Rows, Vocabulary
+from embedstore.data.features import Rows
 from embedstore.data.splits import (
     HeldOut,
     hide_after,
@@ -102,16 +101,14 @@ class Question:
     """A protocol put to a data set.
 
     learn: the ratings, of data.histories, that a model may learn from before it answers held_out,
-    shape (n_ratings,). learn_tuning: the part of them for a model that is to be chosen, or its
-    settings, by its answer to validation. validation may be empty, held_out has two users at least.
+    shape (n_ratings,). held_out has two users at least; who: what they are called.
     """
 
     protocol: Protocol
     data: Prepared
     learn: npt.NDArray[np.bool_]
     held_out: HeldOut
-    learn_tuning: npt.NDArray[np.bool_]
-    validation: HeldOut
+    who: str
 
     def batches(self, size: int = 500) -> Iterator[Batch]:
         """Yield what a recommender may know of the users of held_out, in their order."""
@@ -133,28 +130,20 @@ class Question:
         Users without such a rating are not in it; the catalog is whole, and a run of it has the
         movies that are rated in it.
         """
-        whole = self.data.dataset
-        users = np.unique(whole.user_rows[self.learn])
-        return dataclasses.replace(
-            whole,
-            users=Vocabulary(whole.users.values[users]),
-            user_rows=np.searchsorted(users, whole.user_rows[self.learn]).astype(np.int32),
-            movie_rows=whole.movie_rows[self.learn],
-            ratings=whole.ratings[self.learn],
-            timestamps=whole.timestamps[self.learn],
-        )
+        return self.data.dataset.where(self.learn)
 
     @property
     def asked(self) -> str:
         """Who is asked, with the number of users left out and why, in one sentence."""
-        who = "users" if self.protocol.retrain else "test users"
-        return (
-            f"{len(self.held_out):,} of {self.held_out.n_asked:,} {who} are asked{_left_out(self.held_out)}"
-        )
+        held = self.held_out
+        return f"{len(held):,} of {held.n_asked:,} {self.who}s are asked{_left_out(held)}"
 
 
-def question(data: Prepared, protocol: str) -> Question:
-    """Return the question of protocol to the users of data; the same for the same split seed.
+def question(data: Prepared, protocol: str, *, tuning: bool = False) -> Question:
+    """Return the question of protocol to the test users of data; the same for the same split seed.
+
+    tuning: by its answers a model, or its settings, are to be chosen. So the validation users are
+    asked, in global-time about the time before the one that is tested, and no test user is met.
 
     Ratings of one second stand in the seeded random order of the data set (its tie_seed, which a
     run's manifest records): in leave-last-one-out it says which of them is the last.
@@ -171,7 +160,7 @@ def question(data: Prepared, protocol: str) -> Question:
             f"protocol {protocol} needs times, and all {timestamps.size:,} ratings of data set "
             f"{data.dataset.name!r} have the same; choose serving or strong"
         )
-    asked = _global_time(kind, data) if kind.retrain else _of_test_users(kind, data)
+    asked = _global_time(kind, data, tuning) if kind.retrain else _of_split(kind, data, tuning)
     _enough(asked)
     return asked
 
@@ -181,20 +170,13 @@ def gap_bands(gaps: Rows) -> Rows:
     return np.searchsorted(_GAP_BOUNDS, gaps, side="right")
 
 
-def _of_test_users(protocol: Protocol, data: Prepared) -> Question:
-    test, validation = data.split.test, data.split.validation
-    tested, validated = np.zeros((2, len(data.histories)), dtype=bool)
-    tested[test] = validated[validation] = True
-    user_rows = data.dataset.user_rows
-    learn = ~tested[user_rows]
-    return Question(
-        protocol,
-        data,
-        learn=learn,
-        held_out=_hide(protocol.name, data, test),
-        learn_tuning=learn & ~validated[user_rows],
-        validation=_hide(protocol.name, data, validation),
-    )
+def _of_split(protocol: Protocol, data: Prepared, tuning: bool) -> Question:
+    split = data.split
+    users, learners = (split.validation, split.train) if tuning else (split.test, split.untested)
+    learns = np.zeros(len(data.histories), dtype=bool)
+    learns[learners] = True
+    who = "validation user" if tuning else "test user"
+    return Question(protocol, data, learns[data.dataset.user_rows], _hide(protocol.name, data, users), who)
 
 
 def _hide(name: str, data: Prepared, users: Rows) -> HeldOut:
@@ -206,27 +188,25 @@ def _hide(name: str, data: Prepared, users: Rows) -> HeldOut:
     return hide(data.histories, data.liked, users, timestamps=data.dataset.timestamps)
 
 
-def _global_time(protocol: Protocol, data: Prepared) -> Question:
-    timestamps = data.dataset.timestamps
+def _global_time(protocol: Protocol, data: Prepared, tuning: bool) -> Question:
+    timestamps, until = data.dataset.timestamps, None
     second = second_of_share(timestamps, LEARN_SHARE)
-    learn = timestamps <= second
-    earlier = second_of_share(timestamps[learn], LEARN_SHARE)
+    if tuning:
+        until, second = second, second_of_share(timestamps[timestamps <= second], LEARN_SHARE)
     users = np.arange(len(data.histories))
-    held_out = hide_after(data.histories, data.liked, users, timestamps=timestamps, second=second)
-    validation = hide_after(
-        data.histories, data.liked, users, timestamps=timestamps, second=earlier, until=second
+    held_out = hide_after(
+        data.histories, data.liked, users, timestamps=timestamps, second=second, until=until
     )
-    return Question(protocol, data, learn, held_out, timestamps <= earlier, validation)
+    return Question(protocol, data, timestamps <= second, held_out, "user")
 
 
 def _enough(asked: Question) -> None:
     """Raise DataError where a question has too few users, or nothing liked to learn from."""
-    held, name = asked.held_out, asked.data.dataset.name
-    who = "user" if asked.protocol.retrain else "test user"
+    held, name, who = asked.held_out, asked.data.dataset.name, asked.who
     if not held.n_asked:
         raise DataError(
-            f"protocol {asked.protocol.name} asks test users, and none of the {len(asked.data.histories):,} "
-            f"users of data set {name!r} is one; bring 10 users at least and a test_share above 0"
+            f"protocol {asked.protocol.name} asks {who}s, and none of the {len(asked.data.histories):,} "
+            f"users of data set {name!r} is one; bring 10 users at least and a {who.split()[0]}_share above 0"
         )
     if len(held) < FEWEST_ASKED:
         raise DataError(

@@ -35,7 +35,6 @@ from embedstore.evaluation.scoring import (
     vectors_over,
 )
 from embedstore.runs.run import Run
-from embedstore.runs.writer import rated_movies
 from embedstore.stores.base import Store
 
 __all__ = [
@@ -234,7 +233,7 @@ def evaluate_run(
     data allow. metrics: in place of a protocol's own, beside its headline. through: a
     store and the name of the run's collection there; its answers are measured too, but those to
     global-time. any_data: dataset need not be that of run; its movies are matched by id, and its
-    test users are asked. Writes nothing; see add_evaluation.
+    test users are asked, whom the run may know. Writes nothing; see add_evaluation.
 
     Raises UsageError for an unknown protocol, metric or baseline, a k above the catalog and another
     data set, DataError where users or ratings are too few, RunError where run has no tower.
@@ -413,9 +412,7 @@ def _facts(asked: Question) -> CatalogFacts:
     """Return the facts of the movies as the users whom a model may learn from rated them."""
     rows, offsets = asked.examples().histories
     some = np.append(True, np.diff(offsets) > 0)
-    catalog = asked.data.dataset.catalog
-    genres = [catalog[row].genres for row in rated_movies(asked.data.dataset).tolist()]
-    return CatalogFacts.of(Bags(rows, offsets[some]), genres)
+    return CatalogFacts.of(Bags(rows, offsets[some]), [movie.genres for movie in asked.data.catalog])
 
 
 def _measure(ranked: Rows, asked: Question, names: tuple[str, ...], facts: CatalogFacts) -> Measured:

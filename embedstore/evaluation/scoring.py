@@ -20,9 +20,8 @@ from embedstore.query.recommend import Person, recommend_batch
 from embedstore.runs.debias import norms_of, scale_of
 from embedstore.runs.run import Run
 from embedstore.runs.tower import UserTower
-from embedstore.runs.writer import rated_movies
 from embedstore.stores.base import Store
-from embedstore.training.config import TrainConfig
+from embedstore.training.config import SPLIT, TrainConfig
 from embedstore.training.prepared import Prepared, prepare
 
 __all__ = [
@@ -32,13 +31,13 @@ __all__ = [
     "movies_of",
     "rank_by",
     "rank_in_store",
+    "recipe_of",
     "retrained",
     "scorer_of",
     "vectors_over",
 ]
 
 _BATCH_FLOATS = 1 << 22  # scores of one batch of users, 16 MB in float32
-_SPLIT = ("target", "split_seed", "validation_share", "test_share")
 
 Model = tuple[UserTower, npt.NDArray[np.float32], Vocabulary]  # psi, V_j, and the movies of V's rows
 
@@ -53,20 +52,20 @@ def data_of(run: Run, dataset: Dataset, *, any_data: bool = False) -> Prepared:
     held out.
     """
     trained_on, config = run.manifest.dataset, run.manifest.config
+    if "split_seed" not in config and not any_data:
+        raise RunError(f"run {run.run_id} does not say which users its training held out; train again")
     if trained_on.get("sha256") != dataset.sha256 and not any_data:
         raise UsageError(
             f"run {run.run_id} was trained on {trained_on.get('name', 'unknown data')} (fingerprint "
             f"{str(trained_on.get('sha256'))[:12]}), data set {dataset.name} has {dataset.sha256[:12]}; "
             "name the run's own with --data, or say --any-data"
         )
-    if "split_seed" not in config and not any_data:
-        raise RunError(f"run {run.run_id} does not say which users its training held out; train again")
-    return prepare(dataset, TrainConfig(**{name: config[name] for name in _SPLIT if name in config}))
+    return prepare(dataset, TrainConfig(**{name: config[name] for name in SPLIT if name in config}))
 
 
 def movies_of(data: Prepared) -> Vocabulary:
     """Return the movies of data's rows: those that anybody rated."""
-    return Vocabulary(data.dataset.movies.values[rated_movies(data.dataset)])
+    return Vocabulary(data.dataset.movies.values[data.catalog_rows])
 
 
 def model_of(run: Run) -> Model:
@@ -82,20 +81,24 @@ def retrained(run: Run, question: Question) -> Model:
     """
     from embedstore.training import fit
 
+    config = replace(recipe_of(run), test_share=0.0, target=question.data.target)
+    part = prepare(question.dataset(), config)
+    fitted = fit(part, config, learn_validation=True)
+    scale = scale_of(norms_of(fitted.movie_vectors), run.manifest.debias)
+    return fitted.tower, fitted.movie_vectors * scale[:, None], movies_of(part)
+
+
+def recipe_of(run: Run) -> TrainConfig:
+    """Return the configuration that run was trained with. Raises RunError where this embedstore cannot."""
     recipe: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in run.manifest.config.items()
+        if name != "debias"
     }
-    debias = recipe.pop("debias", None)
     try:
-        config = TrainConfig.of(recipe.pop("preset", ""), recipe)
+        return TrainConfig.of(recipe.pop("preset", ""), recipe)
     except UsageError as error:
         raise RunError(f"run {run.run_id} cannot be trained again: {error}") from error
-    config = replace(config, test_share=0.0, target=question.data.target)
-    part = prepare(question.dataset(), config)
-    fitted = fit(part, config, learn_validation=True)
-    scale = scale_of(norms_of(fitted.movie_vectors), debias)
-    return fitted.tower, fitted.movie_vectors * scale[:, None], movies_of(part)
 
 
 def scorer_of(model: Model, movies: Vocabulary) -> Scorer:
@@ -118,11 +121,11 @@ def scorer_of(model: Model, movies: Vocabulary) -> Scorer:
     def score(batch: Batch) -> npt.NDArray[np.float32]:
         bags = batch.known
         kept = known[bags.rows]
-        offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)[bags.offsets]
-        some = np.diff(offsets) > 0
+        found = bags.where(kept)
+        some = found.sizes > 0
         scores = np.full((len(bags), known.size), -np.inf, dtype=np.float32)
         if some.any():
-            psi = tower.batch(Bags(rows[bags.rows[kept]], offsets[np.append(True, some)]))
+            psi = tower.batch(Bags(rows[found.rows], found.offsets[np.append(True, some)]))
             scores[np.ix_(some, known)] = psi @ vectors.T
         return scores
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from embedstore.data.features import Bags
+from embedstore.data.features import Bags, Rows
 from embedstore.data.splits import HeldOut
 from embedstore.evaluation.baselines import Batch, Scorer, batches
 from embedstore.evaluation.metrics import measure, top_k
 
-__all__ = ["ServingScores", "evaluate", "vector_scorer"]
+__all__ = ["ServingScores", "evaluate", "rank", "vector_scorer"]
 
 NDCG_K = 100
 RECALL_K = 20
@@ -39,14 +39,19 @@ def evaluate(score: Scorer, held_out: HeldOut) -> ServingScores:
 
     All known movies are excluded from the ranking, whatever their rating.
     """
-    ranked = [np.empty((0, NDCG_K), dtype=np.int64)]
+    names = f"ndcg@{NDCG_K}", f"recall@{RECALL_K}"
+    per_user = measure(rank(score, held_out, NDCG_K), held_out.targets, names).per_user
+    return ServingScores(*(per_user[name] for name in names))
+
+
+def rank(score: Scorer, held_out: HeldOut, k: int) -> Rows:
+    """Return the k best movies of every held-out user, (n_users, k), without the known ones; see top_k."""
+    ranked = [np.empty((0, k), dtype=np.int64)]
     for batch in batches(held_out):
         scores = np.array(score(batch))
         scores[np.repeat(np.arange(len(batch)), batch.known.sizes), batch.known.rows] = -np.inf
-        ranked.append(top_k(scores, NDCG_K))
-    names = f"ndcg@{NDCG_K}", f"recall@{RECALL_K}"
-    per_user = measure(np.concatenate(ranked), held_out.targets, names).per_user
-    return ServingScores(*(per_user[name] for name in names))
+        ranked.append(top_k(scores, k))
+    return np.concatenate(ranked)
 
 
 def vector_scorer(

@@ -7,7 +7,7 @@ dimension. An additive tower is the mean of one row per movie.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol
@@ -321,11 +321,5 @@ def _in_batches(bags: Bags, width: int, forward: Callable[[Bags], npt.NDArray[np
     from concurrent.futures import ThreadPoolExecutor  # NumPy and SciPy release the GIL where it counts
 
     with ThreadPoolExecutor(max_workers=2) as threads:
-        parts = threads.map(lambda part: forward(part).astype(np.float32), _slices(bags, step))
-        return np.concatenate(list(parts))
-
-
-def _slices(bags: Bags, step: int) -> Iterator[Bags]:
-    for start in range(0, len(bags), step):
-        offsets = bags.offsets[start : start + step + 1]
-        yield Bags(bags.rows[offsets[0] : offsets[-1]], offsets - offsets[0])
+        parts = (bags.part(start, start + step) for start in range(0, len(bags), step))
+        return np.concatenate(list(threads.map(lambda part: forward(part).astype(np.float32), parts)))

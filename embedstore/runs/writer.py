@@ -262,7 +262,11 @@ def _dense_json(tower: DenseTower) -> dict[str, Any]:
         "schema": 1,
         "kind": "dense",
         "inputs": [
-            {"feature": part.feature, "pooling": part.pooling, "half_life": part.half_life}
+            {
+                "feature": part.feature,
+                "pooling": part.pooling,
+                "half_life": part.half_life and float(part.half_life),
+            }
             for part in tower.inputs
         ],
         "layers": [

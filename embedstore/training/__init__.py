@@ -15,7 +15,7 @@ import numpy.typing as npt
 from embedstore.data.dataset import Dataset
 from embedstore.data.features import Bags
 from embedstore.errors import DataError, UsageError
-from embedstore.evaluation.baselines import ease, popularity
+from embedstore.evaluation.baselines import LARGEST_EASE, ease, popularity
 from embedstore.evaluation.serving import evaluate, vector_scorer
 from embedstore.runs.writer import write_run
 from embedstore.training import cold
@@ -32,8 +32,6 @@ __all__ = [
     "train",
     "train_model",
 ]
-
-LARGEST_EASE = 10_000  # movies; above, its dense matrix and n^3 solve cost more than the training
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,9 @@ def train(
     Where config.cold, a second model is trained without a tenth of the movies, to measure how well
     cold ones are ranked; the other metrics are those of the rated movies alone.
 
-    Nothing is written before the training has ended; an interrupt leaves no run behind. Sets the
-    seeds of Keras, Python and NumPy and turns on TensorFlow's deterministic operations for the
-    process, so two trainings with one seed on one machine give vectors equal to 1e-5.
+    Nothing is written before the training has ended; an interrupt leaves no run behind. Where
+    TensorFlow trains, the seeds of Keras, Python and NumPy are set and its deterministic operations
+    turned on for the process. Two trainings with one seed on one machine give vectors equal to 1e-5.
 
     Raises DataError where the data are too few to learn from, RunError where a vector is not
     finite or the run cannot be written.
@@ -110,8 +108,7 @@ def fit(
     if config.preset == "linear":
         from embedstore.training import linear
 
-        users = np.concatenate([data.split.train, data.split.validation if learn_validation else []])
-        return linear.fit(data, config, np.sort(users).astype(np.int64))
+        return linear.fit(data, config, data.split.untested if learn_validation else data.split.train)
     if config.preset == "blend":
         from embedstore.training import blend
 
@@ -179,8 +176,7 @@ def _metrics(data: Prepared, fitted: Fitted) -> dict[str, Any]:
     if not len(data.test):
         return metrics
     metrics.update(evaluate(vector_scorer(fitted.tower.batch, fitted.movie_vectors), data.test).means())
-    others = np.sort(np.concatenate([data.split.train, data.split.validation]))
-    liked = data.bags_of(others, liked_only=True)
+    liked = data.bags_of(data.split.untested, liked_only=True)
     metrics["popularity"] = evaluate(popularity(liked, data.n_movies), data.test).means()
     metrics["ease"] = None
     if data.n_movies <= LARGEST_EASE:

@@ -20,7 +20,7 @@ from embedstore.errors import UsageError
 from embedstore.evaluation.serving import evaluate, vector_scorer
 from embedstore.runs.run import Run
 from embedstore.runs.tower import AdditiveTower
-from embedstore.training.config import PRESETS, TrainConfig
+from embedstore.training.config import PRESETS, SPLIT, TrainConfig
 from embedstore.training.linear import pooled_tower
 from embedstore.training.prepared import Fitted, Prepared, Progress
 
@@ -30,7 +30,6 @@ Matrix = npt.NDArray[np.float32]
 
 _SHARES = (0.0, 0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)  # of a part among those before it
 _SAMPLE = 500  # users whose scores tell how far those of a part spread
-_SHARED = ("split_seed", "validation_share", "test_share", "target")  # so that no part saw a test user
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,9 @@ def fit(
 ) -> Fitted:
     """Return the blend of config.parts: presets, trained now, or additive runs of runs_dir.
 
-    Where learn_validation, the parts that do not stop early are fitted again with the validation users
-    after the weights were chosen. Raises UsageError where a part is not additive, or is a run of other
+    Where learn_validation, linear parts are fitted again with the validation users after the weights
+    were chosen; others stay. A run has met these users in its training, so its share beside a preset
+    comes out larger than it should. Raises UsageError where a part is not additive, or is a run of other
     data or of another split of the users.
     """
     names = [name for name in config.parts.split(",") if name]
@@ -69,8 +69,8 @@ def fit(
             for part in parts
         ]
     history, movies = join([(part.history, part.movies) for part in parts], weights)
-    others = np.sort(np.concatenate([data.split.train, data.split.validation]))
-    history, movies = compress(history, movies, data.bags_of(others), data.embedding_dim(config))
+    learned_from = data.split.untested if learn_validation else data.split.train
+    history, movies = compress(history, movies, data.bags_of(learned_from), data.embedding_dim(config))
     best = {"parts": dict(zip(names, (round(weight, 4) for weight in weights), strict=True))}
     return Fitted(None, movies, pooled_tower(history, config.half_life), [], best)
 
@@ -112,10 +112,8 @@ def _part(
     if name in PRESETS:
         from embedstore.training import fit as fit_preset
 
-        shared = {key: getattr(config, key) for key in (*_SHARED, "seed")}
-        part = fit_preset(
-            data, TrainConfig.of(name, shared), progress=progress, learn_validation=learn_validation
-        )
+        own = TrainConfig.of(name, {"seed": config.seed})  # who is held out, and what is liked, data says
+        part = fit_preset(data, own, progress=progress, learn_validation=learn_validation)
         tower, movies = part.tower, part.movie_vectors
         history = tower.history_vectors if isinstance(tower, AdditiveTower) else None
     else:
@@ -137,7 +135,7 @@ def _run(name: str, data: Prepared, config: TrainConfig, runs_dir: Path | None) 
     run = find_run(runs_dir, name)
     if run.manifest.dataset.get("sha256") != data.dataset.sha256:
         raise UsageError(f"part {run.run_id} was trained on other data; blend runs of one data set")
-    for key in _SHARED:
+    for key in SPLIT:  # so that no part saw a test user
         made = run.manifest.config.get(key)
         if made != getattr(config, key):
             raise UsageError(

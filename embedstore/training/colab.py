@@ -34,7 +34,6 @@ import tensorflow as tf
 from embedstore.data.features import Bags
 from embedstore.evaluation.serving import evaluate, vector_scorer
 from embedstore.runs.tower import DenseTower, Feature, MovieFeature, TowerInput, TowerLayer
-from embedstore.runs.writer import rated_movies
 from embedstore.training.config import TrainConfig
 from embedstore.training.prepared import Fitted, Prepared, Progress, TrainProgress, labels_of
 
@@ -108,9 +107,9 @@ class ColabModel(keras.Model):  # type: ignore[misc]
 
 def movie_features(data: Prepared) -> dict[str, MovieFeature]:
     """Return the genres and years of the run's movies; labels are sorted."""
-    movies = [data.dataset.catalog[row] for row in rated_movies(data.dataset).tolist()]
     return {
-        name: _feature(name, [labels_of(name, movie) for movie in movies]) for name in ("genres", "years")
+        name: _feature(name, [labels_of(name, movie) for movie in data.catalog])
+        for name in ("genres", "years")
     }
 
 

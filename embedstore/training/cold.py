@@ -54,8 +54,7 @@ def with_cold(data: Prepared, fitted: Fitted) -> Fitted:
     """
     dataset = data.dataset
     traits = known_traits(dataset)
-    rated = rated_movies(dataset)
-    known = [dataset.catalog[row] for row in rated.tolist()]
+    rated, known = data.catalog_rows, data.catalog
     unrated = np.flatnonzero(dataset.popularity == 0)
     cold = unrated[[traits.tell(dataset.catalog[row]) for row in unrated.tolist()]].astype(np.int64)
     new = [dataset.catalog[row] for row in cold.tolist()]
@@ -113,14 +112,14 @@ def measure_cold(data: Prepared, rest: Prepared, fitted: Fitted) -> ColdScores |
     None where nobody likes any.
     """
     dataset = data.dataset
-    own = rated_movies(rest.dataset)
+    own = rest.catalog_rows
     vocabulary = np.union1d(own, fitted.cold)
     held = fitted.cold[dataset.popularity[fitted.cold] > 0]
     column = np.full(len(dataset.movies), -1, dtype=np.int64)
     column[held] = np.arange(held.size)
     test = rest.split.test
     liked = data.bags_of(dataset.users.rows(rest.dataset.users.values[test]), liked_only=True)
-    columns = column[rated_movies(dataset)[liked.rows]]
+    columns = column[data.catalog_rows[liked.rows]]
     targets = liked.where(columns >= 0)
     asked = np.flatnonzero(targets.sizes)
     if not asked.size:

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, cast
 
 from embedstore.errors import UsageError
 
-__all__ = ["PRESETS", "FieldInfo", "TrainConfig", "assigned", "field_infos", "show_value"]
+__all__ = ["PRESETS", "SPLIT", "FieldInfo", "TrainConfig", "assigned", "field_infos", "show_value"]
 
 Preset = Literal["softmax", "linear", "blend", "colab"]
 
@@ -24,8 +24,10 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "colab": {"embedding_dim": 35, "hidden_dims": (35,), "learning_rate": 8.0, "batch_size": 200},
 }
 
-ALL = ("softmax", "linear", "blend", "colab")
+ALL = tuple(PRESETS)
 BY_STEPS: Final = ("softmax", "colab")  # trained with TensorFlow
+# What says who is held out, and of whom what: two runs that agree in it were measured alike.
+SPLIT: Final = ("target", "split_seed", "validation_share", "test_share")
 
 
 def _setting(
@@ -81,8 +83,7 @@ class TrainConfig:
     )
     half_life: float | None = _setting(
         None,
-        "Recency: a movie of the history weighs half of the one that many places newer; auto is no recency, "
-        "a plain mean.",
+        "Recency: so many movies back in a history, a movie weighs half; auto is a plain mean.",
         low=0,
         open_low=True,
         presets=("softmax", "linear", "blend"),
@@ -222,8 +223,15 @@ class TrainConfig:
     cold: bool = _setting(
         False, "Whether movies without ratings get a V_j predicted from genres, year and title; fits twice."
     )
-    validation_share: float = _setting(0.1, "Share of the users for early stopping.", low=0, high=0.4)
-    test_share: float = _setting(0.15, "Share of the users for the metrics.", low=0, high=0.4)
+    validation_share: float = _setting(
+        0.1,
+        "Share of the users by whom choices are made: when to stop, what to weigh, what tune finds.",
+        low=0,
+        high=0.4,
+    )
+    test_share: float = _setting(
+        0.15, "Share of the users for the metrics, from whom nothing is learned.", low=0, high=0.4
+    )
     split_seed: int = _setting(
         0,
         "Of who is held out: runs with one split_seed are measured on the same users.",

@@ -241,7 +241,8 @@ def _genres(data: Prepared, movies: Rows, weight: float) -> Matrix:
 
     So that movies of one genre predict each other a little, the rarer the genre the more.
     """
-    catalog = [data.dataset.catalog[row] for row in data.catalog_rows[movies].tolist()]
+    whole = data.catalog
+    catalog = [whole[row] for row in movies.tolist()]
     names = sorted({genre for movie in catalog for genre in movie.genres})
     member = np.array([[name in movie.genres for movie in catalog] for name in names], np.float32)
     member = member.reshape(len(names), len(catalog))

@@ -68,14 +68,16 @@ class Prepared:
     test: HeldOut
     split_seed: int = 0
 
+    @property
+    def catalog(self) -> list[Movie]:
+        """What is known of the movies, in the order of their rows."""
+        return [self.dataset.catalog[row] for row in self.catalog_rows.tolist()]
+
     def bags_of(self, users: Rows, *, liked_only: bool = False) -> Bags:
         """Return the histories of users, or the liked movies in them."""
         positions, offsets = self.positions_of(users)
-        if not liked_only:
-            return Bags(self.histories.rows[positions], offsets)
-        likes = self.liked[positions]
-        bounds = np.concatenate([[0], np.cumsum(likes)]).astype(np.int64)
-        return Bags(self.histories.rows[positions[likes]], bounds[offsets])
+        watched = Bags(self.histories.rows[positions], offsets)
+        return watched.where(self.liked[positions]) if liked_only else watched
 
     def positions_of(self, users: Rows) -> tuple[Rows, Rows]:
         """Return where the ratings of users stand in histories, and the offsets of each user."""

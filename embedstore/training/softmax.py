@@ -178,7 +178,7 @@ def fit(
         weight = max(_WEIGHTS, key=lambda candidate: training.ndcg(candidate) or 0.0)
         best["weight"] = weight
     if learn_validation and len(data.validation):
-        users = np.sort(np.concatenate([data.split.train, data.split.validation]))
+        users = data.split.untested
         if training.bags.rows.size > _MANY_RATINGS:
             training.linear = linear.solve(data, closed, users) if closed else None
         else:

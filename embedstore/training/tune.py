@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,17 +24,14 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.dataset import Dataset
-from embedstore.data.splits import HeldOut
-from embedstore.errors import DataError, EmbedstoreError, RunError, UsageError
-from embedstore.evaluation.baselines import batches
+from embedstore.errors import EmbedstoreError, RunError, UsageError
 from embedstore.evaluation.bootstrap import Interval, paired
-from embedstore.evaluation.metrics import measure, parse_metric, top_k
-from embedstore.evaluation.protocols import PROTOCOLS as ALL_PROTOCOLS
-from embedstore.evaluation.protocols import question
-from embedstore.evaluation.serving import vector_scorer
+from embedstore.evaluation.metrics import measure, parse_metric
+from embedstore.evaluation.protocols import Question, question
+from embedstore.evaluation.serving import rank, vector_scorer
 from embedstore.training import fit
 from embedstore.training.config import PRESETS, FieldInfo, TrainConfig, field_infos, show_value
-from embedstore.training.prepared import Prepared, Progress, TrainProgress, prepare
+from embedstore.training.prepared import Progress, TrainProgress, prepare
 
 if TYPE_CHECKING:
     import optuna
@@ -44,10 +41,10 @@ __all__ = [
     "Trial",
     "TuneProgress",
     "Tuned",
+    "headline_of",
     "require",
     "search_space",
     "tune",
-    "validation_scores",
 ]
 
 PROTOCOLS = ("serving", "strong", "next-session")  # of held-out users, with more than one movie to find
@@ -153,13 +150,12 @@ def tune(
             f"a search cannot validate a blend of run {runs[0]}, which has met the validation users; "
             "name presets in parts"
         )
-    metric = ALL_PROTOCOLS[protocol].headline
     space = search_space(default, fixed)
     if not space:
         raise UsageError(f"nothing is left to search in preset {preset}; set fewer settings")
     require("optuna")
     deadline = time.monotonic() + 60 * minutes
-    data, asked = _without_test_users(prepare(dataset, default), protocol)
+    asked = question(prepare(dataset, default), protocol, tuning=True)
     bound = {
         "data": dataset.sha256,
         "config": default.to_dict(),
@@ -170,9 +166,9 @@ def tune(
     path = Path(runs_dir) / "tune" / f"{preset}-{dataset.sha256[:8]}-{key}.jsonl"
     with _locked(path):
         study = _open(path, key, bound)
-        search = _Search(study, fixed, default, space, data, asked, metric, trials, progress)
+        search = _Search(study, fixed, default, space, asked, trials, progress)
         search.run(deadline)
-        return search.result(path, protocol)
+        return search.result(path)
 
 
 def search_space(default: TrainConfig, fixed: Collection[str]) -> list[FieldInfo]:
@@ -190,21 +186,16 @@ def search_space(default: TrainConfig, fixed: Collection[str]) -> list[FieldInfo
     return [info for info in usable if tried(info)]
 
 
-def validation_scores(
-    data: Prepared, config: TrainConfig, asked: HeldOut, metric: str, progress: Progress | None = None
-) -> Values:
-    """Train config on data and return metric ("ndcg@100") of every user of asked, shape (n_users,).
+def headline_of(config: TrainConfig, asked: Question, progress: Progress) -> Values:
+    """Train config on the data of asked and return the protocol's headline of every user, shape (n_users,).
 
     A model that diverged ranks nothing, which is 0.
     """
-    fitted = fit(data, config, progress=progress)
+    fitted = fit(asked.data, config, progress=progress)
     scorer = vector_scorer(fitted.tower.batch, fitted.movie_vectors)
-    ranked = []
-    for batch in batches(asked):
-        scores = np.array(scorer(batch))
-        scores[np.repeat(np.arange(len(batch)), batch.known.sizes), batch.known.rows] = -np.inf
-        ranked.append(top_k(scores, parse_metric(metric).k))
-    return measure(np.concatenate(ranked), asked.targets, [metric]).per_user[metric]
+    metric = asked.protocol.headline
+    ranked = rank(scorer, asked.held_out, parse_metric(metric).k)
+    return measure(ranked, asked.held_out.targets, [metric]).per_user[metric]
 
 
 @dataclass(frozen=True)
@@ -215,9 +206,7 @@ class _Search:
     fixed: Mapping[str, Any]
     default: TrainConfig
     space: list[FieldInfo]
-    data: Prepared
-    asked: HeldOut
-    metric: str
+    asked: Question
     trials: int
     progress: Callable[[TuneProgress], None] | None
 
@@ -243,7 +232,7 @@ class _Search:
             except _OutOfTime:
                 return
 
-    def result(self, path: Path, protocol: str) -> Tuned:
+    def result(self, path: Path) -> Tuned:
         """Return the default and the best trial; of two that are as good, the older one."""
         finished = self._finished()
         complete = [trial for trial in finished if trial.state.name == "COMPLETE"]
@@ -251,8 +240,8 @@ class _Search:
         best = self._trial(max(complete, key=lambda trial: (trial.value, -trial.number)))
         return Tuned(
             study=path,
-            protocol=protocol,
-            metric=self.metric,
+            protocol=self.asked.protocol.name,
+            metric=self.asked.protocol.headline,
             fixed=tuple(self.fixed),
             searched=tuple(info.name for info in self.space),
             default=default,
@@ -271,9 +260,6 @@ class _Search:
             if trial.state.name in ("COMPLETE", "PRUNED") or "error" in trial.user_attrs
         ]
 
-    def _scores(self, config: TrainConfig, progress: Progress) -> Values:
-        return validation_scores(self.data, config, self.asked, self.metric, progress)
-
     def _train_default(self) -> None:
         """Train the default and record it at one blow, so that it is trial 0 or not there."""
         import optuna
@@ -285,7 +271,7 @@ class _Search:
                 epochs.setdefault(state.epoch, state.ndcg)
             self._show(state)
 
-        per_user = self._scores(self.default, keep)
+        per_user = headline_of(self.default, self.asked, keep)
         params: dict[str, Any] = {}
         for info in self.space:
             value = getattr(self.default, info.name)
@@ -327,7 +313,7 @@ class _Search:
 
         try:
             config = TrainConfig.of(self.default.preset, {**self.fixed, **settings})
-            per_user = self._scores(config, report)
+            per_user = headline_of(config, self.asked, report)
         except _Pruned:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         except EmbedstoreError as error:
@@ -377,26 +363,6 @@ def require(package: str) -> None:
         raise EmbedstoreError(
             f"a search needs {package}, which is not installed; install it with `pip install '.[tune]'`"
         ) from None
-
-
-def _without_test_users(data: Prepared, protocol: str) -> tuple[Prepared, HeldOut]:
-    """Return data with nobody to test, and the question of protocol to the validation users.
-
-    Raises DataError where there are too few of them.
-    """
-    split, name = data.split, data.dataset.name
-    if not split.validation.size:
-        raise DataError(
-            f"data set {name!r} leaves no user to validate on, found {split.train.size} to train; a search "
-            "needs 10 users or more, and a validation_share above 0"
-        )
-    # A question is put to the test users of what it is given: here they are the validation users.
-    shown = replace(data, split=replace(split, test=split.validation, validation=split.test[:0]))
-    try:
-        asked = question(shown, protocol)
-    except DataError as error:
-        raise DataError(f"a search asks the validation users in place of test users: {error}") from error
-    return replace(data, test=asked.validation), asked.held_out
 
 
 def _inside(value: Any, tune: tuple[Any, ...]) -> bool:

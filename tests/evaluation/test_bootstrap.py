@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedstore.evaluation import bootstrap
-from embedstore.evaluation.bootstrap import Interval, caution, interval, intervals, paired
+from embedstore.evaluation.bootstrap import Interval, interval, intervals, paired
 
 
 def test_scipy_draws_the_same_interval() -> None:
@@ -99,7 +99,7 @@ def test_a_small_difference_of_the_same_users_is_seen_where_two_intervals_overla
     difference = paired(a, b)
     assert difference.low > 0.018
     assert difference.mean == pytest.approx((a - b).mean())
-    assert caution(difference) is None
+    assert not difference.wider_than_mean
 
 
 def test_a_user_who_misses_in_one_of_both_is_left_out_of_the_difference() -> None:
@@ -112,9 +112,6 @@ def test_values_of_other_users_are_not_compared() -> None:
         paired(np.ones(2), np.ones(3))
 
 
-def test_caution_where_the_interval_is_wider_than_the_difference() -> None:
-    assert caution(Interval(0.01, 0.006, 0.014, 90)) is None
-    assert caution(Interval(-0.01, -0.02, 0.003, 90)) == (
-        "the difference -0.0100 is smaller than the width of its interval [-0.0200, +0.0030] "
-        "over 90 users; ask more users"
-    )
+def test_an_interval_is_wide_where_it_is_wider_than_the_difference() -> None:
+    assert not Interval(0.01, 0.006, 0.014, 90).wider_than_mean
+    assert Interval(-0.01, -0.02, 0.003, 90).wider_than_mean

@@ -75,13 +75,16 @@ def test_global_time_trains_again_and_debiases(run: Run, dataset: Dataset) -> No
     assert means[f"{run.run_id}_debias1.00"] < means[run.run_id]
 
 
-def test_what_cannot_be_traded_is_refused(run: Run, dataset: Dataset, tmp_path: Path) -> None:
+def test_what_cannot_be_traded_is_refused(run: Run, dataset: Dataset) -> None:
     with pytest.raises(UsageError, match=r"_debias0\.50 is debiased already"):
         trade_of_run(debiased(run, 0.5), dataset)
     with pytest.raises(UsageError, match="global-time trains again"):
         trade_of_run(run, dataset, protocols=["serving", "global-time"])
     with pytest.raises(UsageError, match="was trained on tiny"):
         trade_of_run(run, tiny_dataset(n_users=40, n=120, seed=1))
+
+
+def test_a_small_catalog_is_traded_on_lists_that_it_can_fill(tmp_path: Path) -> None:
     small = tiny_dataset(n_users=100)
-    with pytest.raises(UsageError, match="k is 100 and the catalog has 40 movies"):
-        trade_of_run(tiny_run(tmp_path, dataset=small), small, any_data=True)
+    found = trade_of_run(tiny_run(tmp_path, dataset=small), small, any_data=True)
+    assert found.scores[0].metrics == ("ndcg@100", "coverage@10", "gini@10", "mean_popularity@10")

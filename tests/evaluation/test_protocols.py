@@ -60,49 +60,41 @@ def test_no_rating_of_a_test_user_is_learned_from_nor_one_of_a_validation_user_i
     protocol: str, seed: int
 ) -> None:
     data = visits(seed)
-    asked = question(data, protocol)
-    rows = data.dataset.user_rows
-    assert set(rows[~asked.learn].tolist()) == set(data.split.test.tolist())
-    assert set(rows[~asked.learn_tuning].tolist()) == {
-        *data.split.test.tolist(),
-        *data.split.validation.tolist(),
-    }
-    assert set(asked.held_out.users.tolist()) <= set(data.split.test.tolist())
-    assert set(asked.validation.users.tolist()) <= set(data.split.validation.tolist())
-    assert asked.held_out.n_asked == data.split.test.size
+    rows, test, validation = data.dataset.user_rows, set(data.split.test), set(data.split.validation)
+    for tuning, users, unseen in ((False, test, test), (True, validation, test | validation)):
+        asked = question(data, protocol, tuning=tuning)
+        assert set(rows[~asked.learn]) == unseen
+        assert set(asked.held_out.users) <= users
+        assert asked.held_out.n_asked == len(users)
 
 
 @settings(max_examples=20)
 @given(st.integers(0, 50))
 def test_in_global_time_no_second_is_learned_from_and_asked_for(seed: int) -> None:
     data = visits(seed)
-    asked = question(data, "global-time")
+    asked, tuning = (question(data, "global-time", tuning=tuning) for tuning in (False, True))
     times = data.dataset.timestamps
     assert 0.9 <= asked.learn.mean() < 1
-    for learn, held, end in (
-        (asked.learn, asked.held_out, times.max()),
-        (asked.learn_tuning, asked.validation, times[asked.learn].max()),
-    ):
-        known, targets = positions(asked, held)
-        assert learn[known].all()
-        assert not learn[targets].any()
-        assert times[learn].max() < times[targets].min()
+    for put, end in ((asked, times.max()), (tuning, times[asked.learn].max())):
+        known, targets = positions(put, put.held_out)
+        assert put.learn[known].all()
+        assert not put.learn[targets].any()
+        assert times[put.learn].max() < times[targets].min()
         assert times[targets].max() <= end
-    assert not (asked.learn_tuning & ~asked.learn).any()
-    assert asked.held_out.n_asked == 80
+        assert put.held_out.n_asked == 80
+    assert not (tuning.learn & ~asked.learn).any()
 
 
+@pytest.mark.parametrize("tuning", [False, True])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_question_is_the_same_for_the_same_split_seed(protocol: str) -> None:
-    first, again = (
-        question(prepare(ratings_of(80, 0), TrainConfig(split_seed=4, test_share=0.3)), protocol)
-        for _ in range(2)
-    )
+def test_a_question_is_the_same_for_the_same_split_seed(protocol: str, tuning: bool) -> None:
+    config = TrainConfig(split_seed=4, test_share=0.3, validation_share=0.3)
+    first, again = (question(prepare(ratings_of(80, 0), config), protocol, tuning=tuning) for _ in range(2))
     assert first.learn.tolist() == again.learn.tolist()
-    for a, b in ((first.held_out, again.held_out), (first.validation, again.validation)):
-        assert a.users.tolist() == b.users.tolist()
-        assert a.known.rows.tolist() == b.known.rows.tolist()
-        assert a.targets.rows.tolist() == b.targets.rows.tolist()
+    a, b = first.held_out, again.held_out
+    assert a.users.tolist() == b.users.tolist()
+    assert a.known.rows.tolist() == b.known.rows.tolist()
+    assert a.targets.rows.tolist() == b.targets.rows.tolist()
 
 
 def test_the_serving_question_is_the_one_that_the_run_was_measured_by() -> None:
@@ -110,7 +102,8 @@ def test_the_serving_question_is_the_one_that_the_run_was_measured_by() -> None:
     asked = question(data, "serving")
     assert asked.held_out.users.tolist() == data.test.users.tolist()
     assert asked.held_out.targets.rows.tolist() == data.test.targets.rows.tolist()
-    assert asked.validation.targets.rows.tolist() == data.validation.targets.rows.tolist()
+    tuning = question(data, "serving", tuning=True)
+    assert tuning.held_out.targets.rows.tolist() == data.validation.targets.rows.tolist()
 
 
 def test_another_tie_seed_changes_which_rating_of_a_second_is_the_last() -> None:

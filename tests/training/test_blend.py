@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from embedstore.errors import UsageError
 from embedstore.evaluation.serving import evaluate, vector_scorer
 from embedstore.runs.run import Run
 from embedstore.runs.tower import AdditiveTower
-from embedstore.training import train, train_model
+from embedstore.training import fit, train, train_model
 from embedstore.training.blend import compress, join
 from embedstore.training.config import TrainConfig
+from embedstore.training.prepared import prepare
 from tests.builders import tiny_dataset, tiny_run
 
 Matrix = npt.NDArray[np.float32]
@@ -46,7 +48,7 @@ def test_compression_is_the_best_of_its_width() -> None:
     np.testing.assert_allclose(scores(*compress(*wide, BAGS, 15)), scores(*wide))
 
 
-def test_the_weights_are_those_that_validate_best() -> None:
+def test_a_blend_has_the_width_asked_for_and_is_what_was_measured() -> None:
     settings = {"parts": "linear,linear", "embedding_dim": 20, "validation_share": 0.3}
     trained = train_model(tiny_dataset(n_users=60), TrainConfig.of("blend", settings))
     assert trained.fitted.tower.embedding_dim == 20
@@ -54,6 +56,25 @@ def test_the_weights_are_those_that_validate_best() -> None:
         vector_scorer(trained.fitted.tower.batch, trained.fitted.movie_vectors), trained.data.test
     )
     assert found.means()["ndcg@100"] == trained.metrics["ndcg@100"]
+
+
+@pytest.mark.parametrize("learn_validation", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"parts": "linear,linear"}])
+def test_validation_users_are_learned_from_only_where_that_is_asked_for(
+    settings: dict[str, str], learn_validation: bool
+) -> None:
+    config = TrainConfig.of("blend" if settings else "linear", {**settings, "embedding_dim": 8})
+    data = prepare(tiny_dataset(n_users=60), config)
+    at, _ = data.positions_of(data.split.validation)
+    rows = data.histories.rows.copy()
+    rows[at] = data.n_movies - 1 - rows[at]
+    other = replace(data, histories=Bags(rows, data.histories.offsets))
+    users = data.bags_of(data.split.train)
+    one, two = (
+        fitted.tower.batch(users) @ fitted.movie_vectors.T
+        for fitted in (fit(part, config, learn_validation=learn_validation) for part in (data, other))
+    )
+    assert np.allclose(one, two, atol=1e-4) != learn_validation
 
 
 def test_runs_are_blended_by_their_ids(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_half_life_makes_a_tower_of_recency_and_none_an_additive_one(tmp_path: P
         Run.load(
             train(dataset, TrainConfig.of("linear", {"half_life": half_life}), runs_dir=tmp_path, run_id=name)
         )
-        for half_life, name in ((None, "20260101t000000-0000"), (2.0, "20260101t000000-0001"))
+        for half_life, name in ((None, "20260101t000000-0000"), (2, "20260101t000000-0001"))
     )
     assert (plain.manifest.tower, recent.manifest.tower) == ("additive", "dense")
     e = plain.history_vectors

@@ -92,12 +92,12 @@ def test_what_says_who_is_measured_is_never_searched() -> None:
             UsageError,
             "nothing is left to search in preset linear",
         ),
-        ({"settings": {"validation_share": 0.0}}, DataError, "leaves no user to validate on"),
-        ({"data": dataset(n_users=9)}, DataError, "found 9 to train"),
+        ({"settings": {"validation_share": 0.0}}, DataError, "asks validation users, and none of the"),
+        ({"data": dataset(n_users=9)}, DataError, "none of the 9 users of"),
         (
             {"settings": {"validation_share": 0.04}},
             DataError,
-            "validation users in place of test users: protocol",
+            "validation users of data set",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedstore.cli.output import Column, escape, print_csv, print_json, print_table
+from embedstore.cli.output import Column, escape, print_csv, print_json, print_table, terminal_width
 from embedstore.cli.settings import (
     alias_option,
     data_option,
@@ -38,7 +38,7 @@ __all__ = [
     "status",
 ]
 
-WIDTH = 100  # of a table of scores; what does not fit follows in another
+WIDTH = 100  # of a table of scores where there is no terminal; what does not fit follows in another
 PROTOCOLS = ("serving", "strong", "next-session", "global-time", "leave-last-one-out")
 WIDER = "* the interval is wider than the difference: so few users do not tell how large it is"
 
@@ -182,14 +182,15 @@ def status() -> Iterator[Callable[[str], None] | None]:
 
 
 def print_in_parts(header: Sequence[str], rows: Sequence[Sequence[str]], *, first: int) -> None:
-    """Print a table; columns beyond WIDTH go to a table of their own, each with the column of names.
+    """Print a table; columns beyond the terminal go to a table of their own, each with the column of names.
 
     first: how many columns stay together at the beginning.
     """
+    width = terminal_width() or WIDTH
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     taken, parts = sum(widths[:first]) + 2 * (first - 1), [list(range(first))]
     for column in range(first, len(header)):
-        if taken + 2 + widths[column] > WIDTH:
+        if taken + 2 + widths[column] > width:
             parts.append([0])
             taken = widths[0]
         parts[-1].append(column)
@@ -237,9 +238,10 @@ def _print_scores(scores: ProtocolScores) -> None:
     if bands := scores.by_gap():
         click.echo(f"\n{scores.headline} by the time since the last known rating\n")
         models = list(scores.models)
-        print_table(
-            ["gap", *(Column(name, right=True) for name in ["users", *(TITLES.get(m, m) for m in models)])],
-            [[band, n, *(f"{means[model]:.4f}" for model in models)] for band, n, means in bands],
+        print_in_parts(
+            ["gap", "users", *(TITLES.get(model, model) for model in models)],
+            [[band, str(n), *(f"{means[model]:.4f}" for model in models)] for band, n, means in bands],
+            first=2,
         )
     if (stored := scores.stored) is not None:
         own, differs = scores.models[scores.subject].overall, stored.measured.overall

@@ -17,7 +17,16 @@ from typing import Any
 
 import click
 
-__all__ = ["Column", "escape", "print_csv", "print_json", "print_lines", "print_table", "table_lines"]
+__all__ = [
+    "Column",
+    "escape",
+    "print_csv",
+    "print_json",
+    "print_lines",
+    "print_table",
+    "table_lines",
+    "terminal_width",
+]
 
 GAP = 2
 NARROWEST = 8  # a column that shrinks never gets narrower, even where the terminal is
@@ -46,7 +55,7 @@ def print_table(
     defaults to the terminal's, or COLUMNS; where standard output is no terminal, lines are as long
     as they need to be.
     """
-    room = _width() if width is None else width
+    room = terminal_width() if width is None else width
     head, rule, *lines = table_lines(columns, rows, width=room)
     below = [_packed(parts, indent, room) for parts in notes] or [[]] * len(lines)
     noted = (part for line, note in zip(lines, below, strict=True) for part in (line, *note))
@@ -138,7 +147,8 @@ def _shrink(widths: list[int], shapes: Sequence[Column], width: int) -> None:
         widths[max(wide, key=lambda i: widths[i])] -= 1
 
 
-def _width() -> int | None:
+def terminal_width() -> int | None:
+    """Return the width of the terminal, or COLUMNS; None where lines may be as long as they need to be."""
     if "COLUMNS" not in os.environ and not (sys.stdout is not None and sys.stdout.isatty()):
         return None
     return shutil.get_terminal_size().columns

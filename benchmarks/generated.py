@@ -67,7 +67,7 @@ def generated_dataset(
     for user in range(n_users):
         near = kind @ taste[user]
         drawn = fame + near + rng.gumbel(size=n_movies)  # the largest are a draw without replacement
-        watched = np.argpartition(-drawn, sizes[user])[: sizes[user]]
+        watched = np.argpartition(-drawn, sizes[user])[: sizes[user]].copy()  # not the whole order
         pleased = near[watched] + 0.15 * fame[watched] + rng.normal(size=watched.size)
         movies.append(watched)
         ratings.append(pleased)

@@ -4,6 +4,7 @@ The command reads the files, fits, measures test users beside EASE and popularit
 and writes the run; `fit` is the training in it. Sets of the shape of MovieLens 1M and of a large catalog
 are generated. EASE and implicit's iALS learn from the same users and answer the same test users. lenskit
 and rectools cannot be installed next to our pins; benchmarks/evaluation.py asks rectools elsewhere.
+Threads of BLAS wait for one another where the processors are busy: OPENBLAS_NUM_THREADS=1 is faster there.
 
     python -m benchmarks.training [--data DIR] [--runs 3]
 """
@@ -40,7 +41,7 @@ Matrix = npt.NDArray[np.float32]
 
 # The command in a process of its own; its last line tells what it took.
 COMMAND = """
-import json, resource, sys, time
+import json, re, sys, time
 begun = time.perf_counter()
 import embedstore.training as training
 from embedstore.cli import run
@@ -53,7 +54,7 @@ def fit(*arguments, **settings):
 training.fit = fit
 if code := run(sys.argv[1:]):
     sys.exit(code)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 taken = [seconds[0], time.perf_counter() - begun, time.process_time(), peak]
 print(json.dumps([*taken, "tensorflow" in sys.modules]))
 """

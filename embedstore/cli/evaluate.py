@@ -69,7 +69,7 @@ def metric_option(command: Callable[..., Any]) -> Callable[..., Any]:
     "--baselines",
     metavar="LIST",
     default=None,
-    help="Baselines, with commas.  [default: ease,itemknn,ials,userknn,recommend,popularity]",
+    help="Baselines, with commas; all but input where none are given.",
 )
 @click.option("--no-baselines", is_flag=True, help="The run alone.")
 @click.option("--through-store", is_flag=True, help="Measure what the store answers, too.")
@@ -116,6 +116,10 @@ def evaluate(
         raise click.UsageError("--baselines and --no-baselines exclude each other; give one")
     if debias_trade and (metrics or baselines or through_store):
         raise click.UsageError("--debias-trade has metrics of its own, and neither baselines nor a store")
+    if through_store and set(protocols) == {"global-time"}:
+        raise click.UsageError(
+            "global-time trains again, and the store has the sealed run; choose another protocol"
+        )
     from embedstore.evaluation.debias import trade_of_run
     from embedstore.evaluation.report import DEFAULT_BASELINES, evaluate_run
     from embedstore.runs.evaluation import add_evaluation

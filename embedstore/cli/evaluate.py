@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -68,7 +69,7 @@ def metric_option(command: Callable[..., Any]) -> Callable[..., Any]:
     "--baselines",
     metavar="LIST",
     default=None,
-    help="Baselines, with commas.  [default: ease,itemknn,ials,userknn,recommend,popularity]",
+    help="Baselines, with commas; all but input where none are given.",
 )
 @click.option("--no-baselines", is_flag=True, help="The run alone.")
 @click.option("--through-store", is_flag=True, help="Measure what the store answers, too.")
@@ -115,6 +116,10 @@ def evaluate(
         raise click.UsageError("--baselines and --no-baselines exclude each other; give one")
     if debias_trade and (metrics or baselines or through_store):
         raise click.UsageError("--debias-trade has metrics of its own, and neither baselines nor a store")
+    if through_store and set(protocols) == {"global-time"}:
+        raise click.UsageError(
+            "global-time trains again, and the store has the sealed run; choose another protocol"
+        )
     from embedstore.evaluation.debias import trade_of_run
     from embedstore.evaluation.report import DEFAULT_BASELINES, evaluate_run
     from embedstore.runs.evaluation import add_evaluation
@@ -208,33 +213,35 @@ def _print(found: Evaluation, path: Path | None) -> None:
     data = found.scores[0].question.data
     name = escape(data.dataset.name)
     click.echo(f"run {found.run_id}, data set {name}; liked: a rating of {data.target:g} or more\n")
-    for scores in found.scores:
+    for number, scores in enumerate(found.scores):
+        if number:
+            click.echo()
         _print_scores(scores)
-        click.echo()
     for protocol, reason in found.left_out.items():
-        click.echo(f"{protocol} is left out: {reason}\n")
+        click.echo()
+        _say(f"{protocol} is left out: {reason}")
     if path is not None:
-        click.echo(f"added to {escape(str(path))}")
+        click.echo(f"\nadded to {escape(str(path))}")
 
 
 def _print_scores(scores: ProtocolScores) -> None:
     from embedstore.evaluation.report import TITLES, score_table
 
     asked = scores.question
-    click.echo(f"{asked.protocol.name}: {asked.protocol.text}")
-    click.echo(f"{asked.asked}")
+    _say(f"{asked.protocol.name}: {asked.protocol.text}")
+    _say(asked.asked)
     if scores.retrained:
-        click.echo(
+        _say(
             f"trained again, for this alone, on {int(asked.learn.sum()):,} of {asked.learn.size:,} ratings; "
             "the sealed run knows the others too"
         )
     click.echo()
     header, rows = score_table(scores)
-    print_in_parts(header, rows, first=5 if len(rows) > 1 else 3)
+    print_in_parts(header, rows, first=5 if scores.leads else 3)
     if any(lead[scores.headline].wider_than_mean for lead in scores.leads.values()):
         click.echo(WIDER)
     for name, reason in scores.left_out.items():
-        click.echo(f"{TITLES.get(name, name)} is left out: {reason}")
+        _say(f"{TITLES.get(name, name)} is left out: {reason}")
     if bands := scores.by_gap():
         click.echo(f"\n{scores.headline} by the time since the last known rating\n")
         models = list(scores.models)
@@ -248,10 +255,16 @@ def _print_scores(scores: ProtocolScores) -> None:
         figures = ", ".join(
             f"{name} {differs[name]:.4f} ({differs[name] - own[name]:+.4f})" for name in scores.metrics
         )
-        click.echo(
-            f"\nthrough the store, {stored.collection}: {figures};\n"
+        click.echo()
+        _say(
+            f"through the store, {stored.collection}: {figures}; "
             f"{stored.n_same:,} of {len(asked.held_out):,} lists are those of the run itself"
         )
+
+
+def _say(text: str) -> None:
+    """Print text in lines that the terminal has room for."""
+    click.echo(textwrap.fill(text, terminal_width() or WIDTH, break_long_words=False, break_on_hyphens=False))
 
 
 def _csv(found: Evaluation) -> tuple[list[str], list[list[object]]]:

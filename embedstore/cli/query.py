@@ -332,10 +332,11 @@ def _movie_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _print_movies(movies: Sequence[Recommendation], explanation_kind: str | None = None) -> None:
+    decimals = _decimals(max((abs(movie.score) for movie in movies), default=0.0))
     rows = [
         (
             str(movie.rank),
-            f"{movie.score:.4f}",
+            f"{movie.score:.{decimals}f}",
             _title(movie) + (" (new)" if movie.cold else ""),
             str(movie.year or ""),
             ", ".join(movie.genres),
@@ -344,6 +345,11 @@ def _print_movies(movies: Sequence[Recommendation], explanation_kind: str | None
     ]
     notes = [_reasons(movie, explanation_kind) for movie in movies] if explanation_kind else ()
     print_table(_COLUMNS, rows, notes=notes, indent=_REASONS_INDENT)
+
+
+def _decimals(largest: float) -> int:
+    """Return how many decimals show four digits that matter of the largest score, four at least."""
+    return 4 if largest == 0 else min(max(3 - math.floor(math.log10(largest)), 4), 12)
 
 
 def _reasons(movie: Recommendation, kind: str) -> list[str]:
@@ -361,8 +367,8 @@ def _cut(title: str) -> str:
 
 
 def _signed(value: float) -> str:
-    """Return a positive number with two digits that matter, of at most four decimals: +.82, +1.3, +.0041."""
-    decimals = min(max(1 - math.floor(math.log10(value)), 0), 4)
+    """Return a positive number with two digits that matter, of at most six decimals: +.82, +1.3, +.0041."""
+    decimals = min(max(1 - math.floor(math.log10(value)), 0), 6)
     return f"{value:+.{decimals}f}".replace("+0.", "+.")
 
 
@@ -374,7 +380,7 @@ def _who(answer: Answer, run: Run) -> str:
     user_id = answer.person.user_id
     who = f"User {user_id}" if user_id is not None else "A history"
     how = "" if answer.diverse is None else f", diverse {answer.diverse:g}"
-    return f"{who}: {answer.n_history} movies watched; answered by run {run.run_id}{how}"
+    return f"{who}: {answer.n_history} movies watched; answered by run {run.reference}{how}"
 
 
 def _unknown(movies: Sequence[Any], run: Run) -> str:

@@ -358,23 +358,24 @@ def score_table(scores: ProtocolScores) -> tuple[list[str], list[list[str]]]:
     """Return the names of the columns and one row of text per model.
 
     The headline comes with its 95% interval, and so does by how much the first model is above each other;
-    a * marks an interval that is wider than the difference.
+    a * marks an interval that is wider than the difference. A model alone has no such columns.
     """
     headline, names = scores.headline, scores.metrics[1:]
-    header = ["model", headline, "95% interval", f"{scores.subject} - it", "95% interval", *names]
+    leads = [f"{scores.subject} - it", "95% interval"] if scores.leads else []
+    header = ["model", headline, "95% interval", *leads, *names]
     rows = []
     for model, measured in scores.models.items():
-        lead = scores.leads[model][headline] if model in scores.leads else None
-        rows.append(
-            [
-                TITLES.get(model, model),
-                number(measured.overall[headline]),
-                between(scores.intervals[model][headline]),
-                "" if lead is None else f"{lead.mean:+.4f}",
-                "" if lead is None else between(lead, signed=True),
-                *(number(measured.overall[name]) for name in names),
-            ]
-        )
+        row = [
+            TITLES.get(model, model),
+            number(measured.overall[headline]),
+            between(scores.intervals[model][headline]),
+        ]
+        if model in scores.leads:
+            lead = scores.leads[model][headline]
+            row += [f"{lead.mean:+.4f}", between(lead, signed=True)]
+        else:
+            row += [""] * len(leads)
+        rows.append([*row, *(number(measured.overall[name]) for name in names)])
     return header, rows
 
 

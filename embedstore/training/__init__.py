@@ -60,10 +60,11 @@ def train(
     TensorFlow trains, the seeds of Keras, Python and NumPy are set and its deterministic operations
     turned on for the process. Two trainings with one seed on one machine give vectors equal to 1e-5.
 
-    Raises DataError where the data are too few to learn from, RunError where a vector is not
-    finite or the run cannot be written.
+    Raises DataError where the data are too few to learn from or a half-life is asked for without
+    times, RunError where a vector is not finite or the run cannot be written.
     """
     config = config or TrainConfig()
+    _refuse_recency_without_times(dataset, config)
     if config.cold:
         cold.known_traits(dataset)  # before the training, whose work would be lost
     trained = train_model(dataset, config, progress=progress, runs_dir=Path(runs_dir))
@@ -134,6 +135,15 @@ def keras_psi(model: Any, bags: Bags) -> npt.NDArray[np.float32]:
     n_movies = int(model.movie_vectors().shape[0])
     half_life = getattr(model, "half_life", None)  # colab's has none
     return np.asarray(model(multi_hot(bags, n_movies, half_life)).numpy())
+
+
+def _refuse_recency_without_times(dataset: Dataset, config: TrainConfig) -> None:
+    given = [name for name in ("half_life", "target_half_life") if getattr(config, name) is not None]
+    if given and np.ptp(dataset.timestamps) == 0:
+        raise DataError(
+            f"setting {given[0]} needs times, and all {dataset.n_ratings:,} ratings of data set "
+            f"{dataset.name!r} have the same; leave it out"
+        )
 
 
 def _with_cold(trained: Trained, config: TrainConfig, progress: Progress | None) -> Trained:

@@ -98,6 +98,12 @@ CASES = [
     Case("no split", ["evaluate", BARE], 1, "does not say which users its training held out"),
     Case("no tower", EVALUATE, 1, "has no user tower", manifest(A, tower="none")),
     Case("no store", [*EVALUATE, "--through-store"], 3, "store"),
+    Case(
+        "store of a run to be trained again",
+        [*EVALUATE, "--through-store", "--protocol", "global-time"],
+        2,
+        "global-time trains again, and the store has the sealed run",
+    ),
     Case("damaged evaluation", EVALUATE, 1, "is not JSON", beside("{")),
     Case("damaged evaluation shown", ["runs", "show", A], 1, "is not JSON", beside("{")),
     Case("evaluation of another", EVALUATE, 1, "is not the evaluation of run", beside('{"run_id": "x"}')),

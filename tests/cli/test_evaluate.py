@@ -116,6 +116,7 @@ def test_through_the_store_says_how_it_differs(capsys: Capture) -> None:
     out = capsys.readouterr().out
     assert f"through the store, movies__{NEW}: ndcg@100 0." in out
     assert "(+0.0000), recall@20" in out
+    assert "this run - it" not in out  # there is none
     assert run(["evaluate", "--through-store", "--no-baselines", "--protocol", "serving", "--csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["model"] for row in rows] == ["this run", "this run", "store", "store"]

@@ -219,6 +219,8 @@ def _set(target: Any, value: Any) -> None:
     """Set a Value to one of the values that the contract's payload has."""
     if isinstance(value, str):
         target.string_value = value
+    elif isinstance(value, bool):  # an int, too
+        target.bool_value = value
     elif isinstance(value, int):
         target.integer_value = value
     elif value is None:

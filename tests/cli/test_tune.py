@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,14 @@ def test_train_takes_what_tune_wrote_unless_a_flag_says_otherwise(capfd: Capture
 def test_an_interrupt_ends_with_130_and_the_same_command_continues(folder: Path, capfd: Capture) -> None:
     command = [sys.executable, "-m", "embedstore", *TUNE, "--trials", "100000"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are deaf to it
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=heard,  # noqa: PLW1509 - this process has no threads that hold a lock
+    ) as process:
         while not (studies := list(folder.glob("runs/tune/*.jsonl"))) or studies[0].stat().st_size < 20_000:
             assert process.poll() is None
             time.sleep(0.05)

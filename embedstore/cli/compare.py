@@ -15,7 +15,7 @@ from embedstore.cli.evaluate import (
     ready_to_train,
     status,
 )
-from embedstore.cli.output import Column, print_csv, print_json, print_table
+from embedstore.cli.output import Column, format_options, one_format, print_csv, print_json, print_table
 from embedstore.cli.settings import alias_option, data_option, live_in, runs_option, store_option
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ __all__ = ["compare"]
 )
 @metric_option
 @click.option("--columns", default=None, metavar="MAPPING", help="Columns of a CSV: user=uid,movie=iid,...")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@format_options
 @data_option
 @runs_option
 @store_option
@@ -56,8 +55,7 @@ def compare(
     Differences are B - A of the same user, with 95% intervals: for all, by the length of the known
     history, by favourite genre; then the users who gained and who lost most.
     """
-    if as_json and as_csv:
-        raise click.UsageError("--json and --csv exclude each other; give one", click.get_current_context())
+    one_format(as_json, as_csv)
     from embedstore.evaluation.compare import compare_runs
     from embedstore.runs.registry import find_run
 
@@ -78,7 +76,7 @@ def _print(found: Comparison) -> None:
     asked, headline = found.question, found.headline
     click.echo(f"A {found.names[0]}, B {found.names[1]}; liked: a rating of {asked.data.target:g} or more")
     click.echo(f"{asked.protocol.name}: {asked.protocol.text}")
-    click.echo(f"{asked.asked}")
+    click.echo(asked.asked)
     if found.retrained:
         click.echo("both were trained again, for this alone, on the past")
     click.echo()

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedstore.cli.output import Column, escape, print_csv, print_json, print_table, terminal_width
+from embedstore.cli.output import (
+    Column,
+    escape,
+    format_options,
+    one_format,
+    print_csv,
+    print_json,
+    print_table,
+    terminal_width,
+)
 from embedstore.cli.settings import (
     alias_option,
     data_option,
@@ -80,8 +89,7 @@ def metric_option(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--any-data", is_flag=True, help="Allow other data than the run was trained on.")
 @click.option("--columns", default=None, metavar="MAPPING", help="Columns of a CSV: user=uid,movie=iid,...")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@format_options
 @data_option
 @runs_option
 @store_option
@@ -110,8 +118,7 @@ def evaluate(
     What was measured is added beside the run, in <RUN>.evaluation.json; the run itself stays as it
     is. Protocols, metrics and their formulas: docs/evaluation.md. The trade of --debias-trade is not kept.
     """
-    if as_json and as_csv:
-        raise click.UsageError("--json and --csv exclude each other; give one", click.get_current_context())
+    one_format(as_json, as_csv)
     if no_baselines and baselines is not None:
         raise click.UsageError("--baselines and --no-baselines exclude each other; give one")
     if debias_trade and (metrics or baselines or through_store):

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ import click
 __all__ = [
     "Column",
     "escape",
+    "format_options",
+    "one_format",
     "print_csv",
     "print_json",
     "print_lines",
@@ -39,6 +41,19 @@ class Column:
     name: str
     right: bool = False
     shrink: bool = False
+
+
+def format_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --json and --csv, as as_json and as_csv; the command refuses both by one_format."""
+    as_csv = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    return as_json(as_csv(command))
+
+
+def one_format(as_json: bool, as_csv: bool) -> None:
+    """Raise click's UsageError where both are asked for."""
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other; give one", click.get_current_context())
 
 
 def print_table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedstore.cli.compare import compare
-from embedstore.cli.output import Column, escape, print_csv, print_json, print_table
+from embedstore.cli.output import (
+    Column,
+    escape,
+    format_options,
+    one_format,
+    print_csv,
+    print_json,
+    print_table,
+)
 from embedstore.cli.settings import (
     alias_option,
     live_in,
@@ -49,18 +57,12 @@ def runs() -> None:
 runs.add_command(compare)
 
 
-def _formats(command: Callable[..., Any]) -> Callable[..., Any]:
-    as_csv = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
-    as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-    return as_json(as_csv(command))
-
-
 @runs.command("list")
 @runs_option
-@_formats
+@format_options
 def list_command(runs_dir: Path, *, as_json: bool, as_csv: bool) -> None:
     """List the runs, oldest first, the unfinished and damaged ones too."""
-    _one_format(as_json, as_csv)
+    one_format(as_json, as_csv)
     summaries = list_runs(runs_dir)
     records = [_record(summary) for summary in summaries]
     if as_json:
@@ -116,7 +118,7 @@ def list_command(runs_dir: Path, *, as_json: bool, as_csv: bool) -> None:
 @runs_option
 @store_option
 @alias_option
-@_formats
+@format_options
 def show(
     run: str,
     runs_dir: Path,
@@ -135,7 +137,7 @@ def show(
     that is in the first 10 and 100 movies of the run's own users, without what they watched. Long
     vectors win dot products; `sync --debias` makes them shorter.
     """
-    _one_format(as_json, as_csv)
+    one_format(as_json, as_csv)
     found = find_run(runs_dir, run, live=live_in(store_location))
     if with_norms:
         _show_norms(found, as_json=as_json, as_csv=as_csv)
@@ -354,11 +356,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def _one_format(as_json: bool, as_csv: bool) -> None:
-    if as_json and as_csv:
-        raise click.UsageError("--json and --csv exclude each other; give one", click.get_current_context())
 
 
 def _short(value: object) -> str:

@@ -42,8 +42,6 @@ def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     copy = tmp_path / "work"
     subprocess.run(["cp", "-r", "--sparse=always", prepared, copy], check=True)
     monkeypatch.chdir(copy)
-    for name in ("DATA", "RUNS", "STORE", "ALIAS", "DEBUG"):
-        monkeypatch.delenv(f"EMBEDSTORE_{name}", raising=False)
     return copy
 
 

@@ -44,8 +44,6 @@ def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     copy = tmp_path / "work"
     shutil.copytree(prepared, copy)
     monkeypatch.chdir(copy)
-    for name in ("DATA", "RUNS", "STORE", "ALIAS", "DEBUG"):
-        monkeypatch.delenv(f"EMBEDSTORE_{name}", raising=False)
     return copy
 
 

@@ -24,8 +24,6 @@ FAST = ["--baselines", "ease,popularity"]
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLUMNS", raising=False)
-    for name in ("DATA", "RUNS", "STORE", "ALIAS"):
-        monkeypatch.delenv(f"EMBEDSTORE_{name}", raising=False)
     dataset = load(written(tmp_path / "data" / "small", tiny_dataset(n=120, n_users=60)))
     tiny_run(tmp_path, run_id=OLD, dataset=dataset, config=CONFIG)
     tiny_run(tmp_path, run_id=NEW, dataset=dataset, config=CONFIG, seed=1, additive=False)

@@ -19,8 +19,6 @@ OLD, NEW = "20261123t031500-0a0a", "20261124t031500-1a2b"
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("DATA", "RUNS", "STORE", "ALIAS"):
-        monkeypatch.delenv(f"EMBEDSTORE_{name}", raising=False)
 
 
 @pytest.fixture

@@ -24,8 +24,6 @@ SHAPES: dict[str, tuple[Rating, str, str]] = {  # the ratings, the format of use
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name in ("DATA", "RUNS", "STORE", "ALIAS"):
-        monkeypatch.delenv(f"EMBEDSTORE_{name}", raising=False)
     return tmp_path
 
 

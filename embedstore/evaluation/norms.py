@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import Bags, Rows
-from embedstore.evaluation.metrics import CatalogFacts, measure, top_k
+from embedstore.evaluation.metrics import CatalogFacts, measure
+from embedstore.evaluation.serving import rank_unknown
 from embedstore.runs.debias import norms_of
 from embedstore.runs.run import Run
 from embedstore.runs.tower import AdditiveTower, DenseTower
@@ -69,8 +70,7 @@ def norms(run: Run) -> Norms:
     lengths = norms_of(vectors)
     biased = _has_bias(run)
     order = np.argsort(popularity, kind="stable")
-    ranked = [top_k(scores, _LONGEST) for scores in _scores(run)]
-    lists = np.concatenate([np.zeros((0, _LONGEST), np.int64), *ranked])
+    lists = np.concatenate([np.zeros((0, _LONGEST), np.int64), *_lists(run)])
     nothing = Bags(np.zeros(0, np.int64), np.zeros(len(lists) + 1, np.int64))
     facts = CatalogFacts(popularity / max(len(run.users), 1))
     return Norms(
@@ -111,8 +111,8 @@ def _correlation(lengths: npt.NDArray[np.float64], popularity: Rows) -> float | 
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def _scores(run: Run) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield psi(X) . V_j of some users and all movies, (n_users, n_movies), -inf for the watched ones."""
+def _lists(run: Run) -> Iterator[Rows]:
+    """Yield what some users are shown, (n_users, _LONGEST): their best movies but for the watched ones."""
     if run.manifest.tower == "none" or not len(run.users):
         return
     picked = np.linspace(0, len(run.users) - 1, min(_MOST_USERS, len(run.users))).astype(np.int64)
@@ -121,6 +121,4 @@ def _scores(run: Run) -> Iterator[npt.NDArray[np.float32]]:
         histories = [run.history(user_id) for user_id in run.users.ids(picked[start : start + step])]
         bags = Bags.of(rows for rows in histories if rows.size)
         if len(bags):
-            scores: npt.NDArray[np.float32] = run.tower.batch(bags) @ run.movie_vectors.T
-            scores[np.repeat(np.arange(len(bags)), bags.sizes), bags.rows] = -np.inf
-            yield scores
+            yield rank_unknown(run.tower.batch(bags) @ run.movie_vectors.T, bags, _LONGEST)

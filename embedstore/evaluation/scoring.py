@@ -13,9 +13,8 @@ from embedstore.data.dataset import Dataset
 from embedstore.data.features import Bags, Rows, Vocabulary
 from embedstore.errors import RunError, UsageError
 from embedstore.evaluation.baselines import Batch, Scorer
-from embedstore.evaluation.metrics import top_k
 from embedstore.evaluation.protocols import Question
-from embedstore.evaluation.serving import vector_scorer
+from embedstore.evaluation.serving import rank_unknown, vector_scorer
 from embedstore.query.recommend import Person, recommend_batch
 from embedstore.runs.debias import norms_of, scale_of
 from embedstore.runs.run import Run
@@ -181,5 +180,4 @@ def rank_in_store(run: Run, store: Store, collection: str, question: Question, *
 def _rank(scores: npt.NDArray[np.float32], known: Bags, k: int) -> Rows:
     if np.isnan(scores).any():
         raise ValueError("a scorer must not return NaN; use -inf for a movie that is not to be ranked")
-    scores[np.repeat(np.arange(len(known)), known.sizes), known.rows] = -np.inf
-    return top_k(scores, k)
+    return rank_unknown(scores, known, k)

@@ -13,7 +13,7 @@ from embedstore.data.splits import HeldOut
 from embedstore.evaluation.baselines import Batch, Scorer, batches
 from embedstore.evaluation.metrics import measure, top_k
 
-__all__ = ["ServingScores", "evaluate", "rank", "vector_scorer"]
+__all__ = ["ServingScores", "evaluate", "rank", "rank_unknown", "vector_scorer"]
 
 NDCG_K = 100
 RECALL_K = 20
@@ -46,12 +46,14 @@ def evaluate(score: Scorer, held_out: HeldOut) -> ServingScores:
 
 def rank(score: Scorer, held_out: HeldOut, k: int) -> Rows:
     """Return the k best movies of every held-out user, (n_users, k), without the known ones; see top_k."""
-    ranked = [np.empty((0, k), dtype=np.int64)]
-    for batch in batches(held_out):
-        scores = np.array(score(batch))
-        scores[np.repeat(np.arange(len(batch)), batch.known.sizes), batch.known.rows] = -np.inf
-        ranked.append(top_k(scores, k))
-    return np.concatenate(ranked)
+    ranked = (rank_unknown(np.array(score(batch)), batch.known, k) for batch in batches(held_out))
+    return np.concatenate([np.empty((0, k), dtype=np.int64), *ranked])
+
+
+def rank_unknown(scores: npt.NDArray[np.floating], known: Bags, k: int) -> Rows:
+    """Return top_k of scores, (n_users, k), without the known movies; scores are changed."""
+    scores[np.repeat(np.arange(len(known)), known.sizes), known.rows] = -np.inf
+    return top_k(scores, k)
 
 
 def vector_scorer(

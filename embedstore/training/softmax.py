@@ -180,7 +180,7 @@ def fit(
     if learn_validation and len(data.validation):
         users = data.split.untested
         if training.bags.rows.size > _MANY_RATINGS:
-            training.linear = linear.solve(data, closed, users) if closed else None
+            training.closed = training.solved(closed, users) if closed else None
         else:
             training = _Training(data, config, users, dim - width, closed)
             for epoch in range(1, best_epoch + 1):
@@ -197,7 +197,7 @@ class _Training:
     ) -> None:
         self.data, self.config = data, config
         self.bags = data.bags_of(users)
-        self.linear = linear.solve(data, closed, users) if closed else None
+        self.closed = self.solved(closed, users) if closed else None
         weights = data.grades_of(users, watched_weight=config.watched_weight).astype(np.float32)
         self.model = SoftmaxModel(config, *_initial(self.bags, weights, data.n_movies, dim - 1, config.seed))
         optimizer = keras.optimizers.Adam(config.learning_rate)
@@ -235,20 +235,28 @@ class _Training:
 
         Both are divided by how far the scores of a user spread. Without a closed form: the softmax.
         """
-        if self.linear is None:
+        if self.closed is None:
             return self.model
-        parts = [self.linear, (self.model.history.numpy(), self.model.movies.numpy())]
+        history, movies = self.model.history.numpy(), self.model.movies.numpy()
         bias = self.model.bias.numpy()
-        movies = []
-        sample = self.data.bags_of(self.data.split.train[:_SAMPLE])
-        for (history, vectors), constant, share in zip(parts, (0.0, bias), (1.0, weight), strict=True):
-            scores = AdditiveTower(history).batch(sample) @ vectors.T + constant
-            scale = share / max(float(scores.std(axis=1).mean()), 1e-9)
-            movies.append(vectors * np.float32(scale))
-        joined_history = np.concatenate([history for history, _ in parts], axis=1)
+        scale = np.float32(weight / self.spread(history, movies, bias))
         return SoftmaxModel(
-            self.config, joined_history, np.concatenate(movies, axis=1), bias * np.float32(scale)
+            self.config,
+            np.concatenate([self.closed[0], history], axis=1),
+            np.concatenate([self.closed[1], movies * scale], axis=1),
+            bias * scale,
         )
+
+    def solved(self, closed: TrainConfig, users: Rows) -> tuple[Matrix, Matrix]:
+        """Return E and V of the closed form of users, V divided by how far its scores spread."""
+        history, movies = linear.solve(self.data, closed, users)
+        return history, movies * np.float32(1 / self.spread(history, movies))
+
+    def spread(self, history: Matrix, movies: Matrix, bias: Matrix | float = 0.0) -> float:
+        """Return the standard deviation of a user's scores of all movies, the mean of some users."""
+        sample = self.data.bags_of(self.data.split.train[:_SAMPLE])
+        scores = AdditiveTower(history).batch(sample) @ movies.T + bias
+        return max(float(scores.std(axis=1).mean()), 1e-9)
 
 
 def _steps_function(

@@ -201,9 +201,7 @@ def _by_genre(asked: Question) -> list[tuple[str, str, npt.NDArray[np.bool_]]]:
     whose movies have no genre are in none.
     """
     known = asked.held_out.known
-    genres = [movie.genres for movie in asked.data.catalog]
-    labels = sorted({genre for movie in genres for genre in movie})
-    has = np.array([[label in movie for label in labels] for movie in genres], dtype=np.int64)
+    labels, has = asked.data.genres
     counts = np.zeros((len(known), len(labels)), dtype=np.int64)
     np.add.at(counts, np.repeat(np.arange(len(known)), known.sizes), has[known.rows])
     favourite = np.where(counts.any(axis=1), counts.argmax(axis=1) if labels else -1, -1)

@@ -158,7 +158,7 @@ def _products(z: Any, y: Any, genres: Matrix, user_power: float) -> tuple[Matrix
     """Return Z'DZ and Z'DY with the genres as more users, dense (n_movies, n_movies) float32."""
     from concurrent.futures import ThreadPoolExecutor
 
-    weighted = _weighted(z, user_power).T.tocsr()
+    weighted = (_user_weights(z, user_power) @ z).T.tocsr()
 
     def product(right: Any) -> Matrix:
         dense = np.empty((z.shape[1], z.shape[1]), np.float32)
@@ -195,7 +195,8 @@ def _fold_in(
     shown = (np.maximum(counts, 1) ** config.popularity_power).astype(np.float32)[:, None]
     rest = np.setdiff1d(np.arange(z.shape[1]), solved)
     sums = z[:, solved] @ history  # (n_users, width)
-    weighted = _weighted(sums, config.user_power, z)
+    weights = _user_weights(z, config.user_power)
+    weighted = weights @ sums
     spread = weighted.T @ sums
     ridge = _FOLDED_RIDGE * np.trace(spread) / len(spread)
     targets = np.asarray(y[:, rest].T @ weighted)
@@ -204,7 +205,7 @@ def _fold_in(
     all_history[solved], all_movies[solved] = history, movies
     all_movies[rest] = np.linalg.solve(spread + ridge * np.eye(len(spread)), targets.T).T * shown[rest]
     untold = y[:, solved] @ (movies * shown[solved]) - sums
-    watched = _weighted(z, config.user_power).tocsc()
+    watched = (weights @ z).tocsc()
     few = _FOLDED_SHRINKAGE * watched.data.mean()
     watched = watched[:, rest]
     all_history[rest] = (watched.T @ untold) / (np.asarray(watched.sum(axis=0)) + few)[:, None]
@@ -228,12 +229,12 @@ def _sparse(bags: Bags, values: npt.NDArray[np.float64], n_movies: int) -> Any:
     return csr_array((values.astype(np.float32), bags.rows.astype(np.int32), bags.offsets), shape=shape)
 
 
-def _weighted(rows: Any, user_power: float, z: Any = None) -> Any:
-    """Return rows (one per user of z, or z itself) divided by the length of the history ^ user_power."""
+def _user_weights(z: Any, user_power: float) -> Any:
+    """Return D, diagonal: of every user of z the length of their history to -user_power."""
     from scipy.sparse import diags_array
 
-    sizes = np.maximum(np.diff((rows if z is None else z).indptr), 1)
-    return diags_array((sizes**-user_power).astype(np.float32)) @ rows
+    sizes = np.maximum(np.diff(z.indptr), 1)
+    return diags_array((sizes**-user_power).astype(np.float32))
 
 
 def _genres(data: Prepared, movies: Rows, weight: float) -> Matrix:
@@ -241,11 +242,7 @@ def _genres(data: Prepared, movies: Rows, weight: float) -> Matrix:
 
     So that movies of one genre predict each other a little, the rarer the genre the more.
     """
-    whole = data.catalog
-    catalog = [whole[row] for row in movies.tolist()]
-    names = sorted({genre for movie in catalog for genre in movie.genres})
-    member = np.array([[name in movie.genres for movie in catalog] for name in names], np.float32)
-    member = member.reshape(len(names), len(catalog))
+    member = np.ascontiguousarray(data.genres[1][movies].T, np.float32)
     sizes = np.maximum(member.sum(axis=1, keepdims=True), 1)
     return np.asarray(member * weight / sizes**0.25)
 

@@ -73,6 +73,14 @@ class Prepared:
         """What is known of the movies, in the order of their rows."""
         return [self.dataset.catalog[row] for row in self.catalog_rows.tolist()]
 
+    @property
+    def genres(self) -> tuple[list[str], npt.NDArray[np.bool_]]:
+        """The genres, sorted, and which movie has which, shape (n_movies, n_genres)."""
+        catalog = self.catalog
+        labels = sorted({genre for movie in catalog for genre in movie.genres})
+        member = np.array([[label in movie.genres for label in labels] for movie in catalog], dtype=bool)
+        return labels, member.reshape(len(catalog), len(labels))
+
     def bags_of(self, users: Rows, *, liked_only: bool = False) -> Bags:
         """Return the histories of users, or the liked movies in them."""
         positions, offsets = self.positions_of(users)

@@ -175,7 +175,7 @@ class ServerStore(Store):
     def revise(self, name: str, *, empty: bool = False) -> None:
         metadata = self.metadata(name)
         if empty:
-            self._refuse_aliased(name)
+            self._refuse_needed(name)
             noted = self._flips_in(name)
             self._rest.request("DELETE", _path(name))
             self._forget(name)
@@ -292,7 +292,7 @@ class ServerStore(Store):
             self._await_silence(name)
         self._patch(name, {"state": "deleting"})
         try:
-            self._refuse_aliased(name)
+            self._refuse_needed(name)
             since = (self._metadata_of(name) or {}).get(_PROMOTING)
             age = seconds_since(since)
             if age is not None and age < _PROMOTING_SECONDS:
@@ -329,13 +329,17 @@ class ServerStore(Store):
             with suppress(StoreError, NotFoundError):
                 self._patch(name, {_PROMOTING: None})
             raise
-        at = moment_after(flips[-1].at if flips else None)
         with suppress(StoreError, NotFoundError):
-            kept = self._flips_in(name)
-            flip = {"alias": alias, "at": at, "previous": previous, **note.to_dict()}
-            noted = {_PROMOTIONS: [*kept, flip][-_PROMOTIONS_KEPT:], _PROMOTING: None}
-            self._patch(name, {"state": "sealed", **noted})  # a killed gc may have left its mark
+            self._note(alias, name, previous, note, flips)
         return True
+
+    def _note(
+        self, alias: str, name: str, previous: str | None, note: Note, flips: Sequence[Promotion]
+    ) -> None:
+        at = moment_after(flips[-1].at if flips else None)
+        flip = {"alias": alias, "at": at, "previous": previous, **note.to_dict()}
+        noted = {_PROMOTIONS: [*self._flips_in(name), flip][-_PROMOTIONS_KEPT:], _PROMOTING: None}
+        self._patch(name, {"state": "sealed", **noted})  # a killed gc may have left its mark
 
     def promotions(self, alias: str) -> list[Promotion]:
         """Return the flips of alias, newest last, as the collections that are there remember them.

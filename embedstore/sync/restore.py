@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy.typing as npt
 from embedstore.data.features import Ids, Rows, Vocabulary
 from embedstore.errors import NotFoundError, RunError, StoreError, UsageError, VerificationError
 from embedstore.runs.registry import LIVE, find_run
+from embedstore.runs.run import Run
+from embedstore.runs.scratch import scratch_folder
 from embedstore.runs.writer import (
     ADDITIVE,
     describe_run,
@@ -28,7 +31,7 @@ from embedstore.stores.base import Store
 from embedstore.stores.contract import Metadata, collection_name
 from embedstore.sync.compare import Progress
 
-__all__ = ["RestoreReport", "find_collection", "rebuild", "restore"]
+__all__ = ["RestoreReport", "find_collection", "rebuild", "rebuilt", "restore"]
 
 _LINE = ("movie_id", "title", "year", "genres", "popularity")
 
@@ -133,10 +136,11 @@ def rebuild(
         save_array(path / "histories/user_ids.npy", np.zeros(0, np.int64))
         save_array(path / "histories/offsets.npy", np.zeros(1, np.int64))
         save_array(path / "histories/movie_rows.npy", np.zeros(0, np.int32))
+        config = {"restored_from": name, "debias": metadata.debias, "origin": metadata.origin}
         manifest = describe_run(
             path,
             dataset={"n_users": 0, "n_movies": metadata.count, "n_ratings": n_ratings},
-            config={"restored_from": name} | ({} if metadata.debias is None else {"debias": metadata.debias}),
+            config={key: value for key, value in config.items() if value is not None},
             embedding_dim=metadata.dim,
             tower=metadata.tower,
             metrics={},
@@ -146,6 +150,15 @@ def rebuild(
             raise _differs(name, metadata, f"gives the fingerprint {manifest.fingerprint[:12]}")
         seal_run(path, manifest)
     return runs_dir / path.name
+
+
+def rebuilt(store: Store, name: str, metadata: Metadata) -> Run:
+    """Return the run of a collection in a folder that goes with it; see rebuild. It may be debiased."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(scratch_folder(Path(tempfile.gettempdir())))
+        run = Run.load(rebuild(store, name, metadata, folder))
+        weakref.finalize(run, stack.pop_all().close)
+    return run
 
 
 def _movie_ids(store: Store, name: str) -> Ids:

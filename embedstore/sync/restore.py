@@ -6,7 +6,7 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -136,16 +136,22 @@ def rebuild(
         manifest = describe_run(
             path,
             dataset={"n_users": 0, "n_movies": metadata.count, "n_ratings": n_ratings},
-            config={"restored_from": name} | ({} if metadata.debias is None else {"debias": metadata.debias}),
+            config={"restored_from": name, **_told(metadata, "debias", "origin", "measured_on")},
             embedding_dim=metadata.dim,
             tower=metadata.tower,
-            metrics={},
+            metrics=metadata.metrics or {},
             git_commit=None,
         )
         if manifest.fingerprint != metadata.fingerprint:
             raise _differs(name, metadata, f"gives the fingerprint {manifest.fingerprint[:12]}")
         seal_run(path, manifest)
     return path
+
+
+def _told(metadata: Metadata, *names: str) -> dict[str, Any]:
+    """Return what metadata say of names, without those of which they say nothing."""
+    values = {name: getattr(metadata, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _movie_ids(store: Store, name: str) -> Ids:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import Bags, MovieId, Rows, Vocabulary
-from embedstore.errors import NotFoundError, RunError, UsageError
+from embedstore.errors import NotFoundError, UsageError
 from embedstore.query.recommend import Person, embed_batch, recommend_batch
-from embedstore.runs.registry import find_run
+from embedstore.query.resolve import resolve
 from embedstore.runs.run import Run
 from embedstore.runs.writer import ids_of
 from embedstore.stores.base import Store
-from embedstore.stores.contract import Metadata, collection_name
-from embedstore.sync.restore import rebuild
+from embedstore.stores.contract import collection_name
+from embedstore.sync.restore import rebuilt
 
 __all__ = ["SAMPLE", "LiveComparison", "MovieChange", "RankShift", "Share", "compare_live"]
 
@@ -132,40 +130,37 @@ def compare_live(
     own where it is in the store. The tower of the live run is that of its folder in runs_dir (by default
     the folder of run), else that of its collection, where it is additive.
 
-    Raises NotFoundError where nothing is live, RunError where the live run's tower is not at hand,
-    UsageError where nobody is left to be asked, and what recommend raises.
+    Raises NotFoundError where nothing is live or the live run's tower is not at hand, UsageError where
+    nobody is left to be asked, and what recommend raises.
     """
     if k < 1 or sample < 1:
         raise UsageError(f"k is {k} and the sample {sample} users; expected 1 or more of both")
-    live_name = store.live(alias).collection
-    metadata = store.metadata(live_name)
+    live, live_name = _live(store, alias, runs_dir or run.path.parent)
     name = collection_name(alias, run.reference)
     collection = name if _serves(run, store, name) else None
-    with _live_run(store, live_name, metadata, runs_dir or run.path.parent) as live:
-        movies = _both(run, live)
-        histories = (_history(run, person) for person in people or _sample(run, sample))
-        lists, n_left_out = _ask(
-            histories,
-            movies,
-            _by_store(live, store, live_name, k),
-            _by_vectors(run, k) if collection is None else _by_store(run, store, collection, k),
-            known=(live.movies, run.movies),
-        )
-        before, after = lists
-        if not len(after):
-            raise UsageError(f"none of {n_left_out:,} people can be answered by both runs; give others")
-        return LiveComparison(
-            alias=alias,
-            candidate=run.reference,
-            live=metadata.reference,
-            collection=collection,
-            live_collection=live_name,
-            k=k,
-            n_users=len(after),
-            n_left_out=n_left_out,
-            **_overlap(before, after),
-            **_movies(run, live, movies, before, after),
-        )
+    movies = _both(run, live)
+    histories = (_history(run, person) for person in people or _sample(run, sample))
+    (before, after), n_left_out = _ask(
+        histories,
+        movies,
+        _by_store(live, store, live_name, k),
+        _by_vectors(run, k) if collection is None else _by_store(run, store, collection, k),
+        known=(live.movies, run.movies),
+    )
+    if not len(after):
+        raise UsageError(f"none of {n_left_out:,} people can be answered by both runs; ask others")
+    return LiveComparison(
+        alias=alias,
+        candidate=run.reference,
+        live=live.reference,
+        collection=collection,
+        live_collection=live_name,
+        k=k,
+        n_users=len(after),
+        n_left_out=n_left_out,
+        **_overlap(before, after),
+        **_movies(run, live, movies, before, after),
+    )
 
 
 def _serves(run: Run, store: Store, name: str) -> bool:
@@ -177,22 +172,16 @@ def _serves(run: Run, store: Store, name: str) -> bool:
     return metadata.state == "sealed" and metadata.fingerprint == run.fingerprint
 
 
-@contextmanager
-def _live_run(store: Store, name: str, metadata: Metadata, runs_dir: Path) -> Iterator[Run]:
+def _live(store: Store, alias: str, runs_dir: Path) -> tuple[Run, str]:
+    """Return the run that alias serves, rebuilt for now where its folder is not here, and its collection."""
     try:
-        found = find_run(runs_dir, metadata.reference)
-    except NotFoundError:
-        found = None
-    if found is not None:
-        yield found
-        return
-    if metadata.tower != "additive":
-        raise RunError(
-            f"live run {metadata.reference} is not in {runs_dir}, and the collection does not hold its tower "
-            f"({metadata.tower}); copy its folder from {metadata.origin or 'the machine that trained it'}"
-        )
-    with tempfile.TemporaryDirectory(prefix="embedstore-") as folder:
-        yield Run.load(rebuild(store, name, metadata, Path(folder)))
+        return resolve(store, runs_dir, alias=alias)
+    except NotFoundError:  # says how to bring the run, if any
+        name = store.live(alias).collection
+        metadata = store.metadata(name)
+        if metadata.tower != "additive":
+            raise
+        return rebuilt(store, name, metadata), name
 
 
 def _both(run: Run, live: Run) -> Vocabulary:

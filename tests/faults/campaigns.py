@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import kills
+from tests.faults import kills, server_kills
 from tests.faults.report import Campaign
 
 __all__ = ["CAMPAIGNS"]
@@ -10,4 +10,5 @@ __all__ = ["CAMPAIGNS"]
 CAMPAIGNS: list[Campaign] = [
     Campaign("kills", kills.of_commands, full=700, normal=60),
     Campaign("kills-server", kills.of_commands_on_a_server, full=300, normal=14, server=True),
+    Campaign("kills-of-the-server", server_kills.of_the_server, full=60, normal=6, server=True),
 ]

@@ -44,6 +44,7 @@ COMMANDS = {
     "train": "embedstore.cli.train:train",
     "tune": "embedstore.cli.tune:tune",
     "verify": "embedstore.cli.sync:verify",
+    "watch": "embedstore.cli.watch:watch",
 }
 
 INTERRUPTED = 130

@@ -106,7 +106,9 @@ class _Signals:
         self._woken, self._wake = os.pipe()  # an Event may be set by no handler that interrupts its wait
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {
+            number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)
+        }
         return self
 
     def __exit__(

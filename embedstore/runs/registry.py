@@ -32,9 +32,7 @@ class RunSummary:
 
 def run_folders(runs_dir: Path) -> list[Path]:
     """Return the folders in runs_dir that are named like a run, oldest first; none where it is missing."""
-    return sorted(
-        path for path in Path(runs_dir).glob("*") if RUN_ID.fullmatch(path.name) and path.is_dir()
-    )
+    return sorted(path for path in Path(runs_dir).glob("*") if RUN_ID.fullmatch(path.name) and path.is_dir())
 
 
 def list_runs(runs_dir: Path) -> list[RunSummary]:

@@ -338,9 +338,23 @@ class EdgeStore(Store):
     # Aliases
 
     def aliases(self) -> dict[str, str]:
+        targets, damaged = self.readable_aliases()
+        for error in damaged.values():
+            raise error
+        return targets
+
+    def readable_aliases(self) -> tuple[dict[str, str], dict[str, StoreError]]:
+        """Return what aliases returns, of the files that can be read, and by alias why the others cannot."""
+        targets: dict[str, str] = {}
+        damaged: dict[str, StoreError] = {}
         with _disk(self.path):
-            paths = sorted((self.path / "aliases").glob("[!.]*.json"))
-            return {path.name.removesuffix(".json"): _read_alias(path)["collection"] for path in paths}
+            for path in sorted((self.path / "aliases").glob("[!.]*.json")):
+                alias = path.name.removesuffix(".json")
+                try:
+                    targets[alias] = _read_alias(path)["collection"]
+                except StoreError as error:
+                    damaged[alias] = error
+        return targets, damaged
 
     def _flip(self, alias: str, name: str, note: Note) -> bool:
         path = self.path / "aliases" / f"{alias}.json"
@@ -448,9 +462,18 @@ class EdgeStore(Store):
             return False
         return False
 
+    def leftovers(self) -> list[str]:
+        """Return the folders of collections that were being made or deleted; the next writer removes them."""
+        with _disk(self.path):
+            folders = (self.path / "collections").glob("*")
+            return sorted(path.name for path in folders if not (path / _RECORD).exists())
+
     def room(self) -> tuple[int, int]:
         """Return how many bytes are free, and how many a collection like the largest one needs."""
-        specs = [self.metadata(name) for name in self.collections()]
+        specs = []
+        for name in self.collections():
+            with suppress(StoreError, NotFoundError):  # a damaged one is reported by whoever asks for it
+                specs.append(self.metadata(name))
         needed = max((_expected_bytes(found.count, found.spec) for found in specs), default=0)
         return shutil.disk_usage(self.path).free, needed
 

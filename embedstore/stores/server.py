@@ -204,11 +204,7 @@ class ServerStore(Store):
         calm, pause = 0, 0.02
         while calm < 2:
             info = self._info(name)
-            if info["status"] == "red" or info["optimizer_status"] != "ok":
-                raise StoreError(
-                    f"collection {name!r} is {info['status']} on the server (optimizer: "
-                    f"{info['optimizer_status']}); look at the server's log"
-                )
+            _refuse_failing(name, info)
             if info["status"] == "grey":  # optimisations wait for a nudge, which any update is
                 self._rest.request("PATCH", _path(name), {"optimizers_config": {}})
             calm = calm + 1 if _is_calm(info) else 0
@@ -503,6 +499,10 @@ class ServerStore(Store):
         self._bulk_client()
         return str(self._bulk_reason)
 
+    def require_maintained(self, name: str) -> None:
+        """Raise StoreError where the server says that it cannot maintain a collection, as on a full disk."""
+        _refuse_failing(name, self._info(name))
+
     def clock_skew(self) -> float | None:
         """Return how many seconds the server's clock is ahead of ours, None where it does not tell."""
         return self._rest.clock_skew()
@@ -744,6 +744,14 @@ def _creation(spec: CollectionSpec, metadata: Mapping[str, Any]) -> dict[str, An
         "write_consistency_factor": spec.spread.write_consistency,
     }
     return body | {key: value for key, value in layout.items() if value is not None}
+
+
+def _refuse_failing(name: str, info: Mapping[str, Any]) -> None:
+    if info["status"] == "red" or info["optimizer_status"] != "ok":
+        raise StoreError(
+            f"collection {name!r} is {info['status']} on the server (optimizer: "
+            f"{info['optimizer_status']}); look at the server's log"
+        )
 
 
 def _is_calm(info: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 
 from embedstore.errors import (
     EmbedstoreError,
+    NotFoundError,
     RunError,
     StoreLockedError,
     StoreUnreachableError,
@@ -147,11 +148,14 @@ class _Follower:
             if path.name in self._done or not (path / MANIFEST).exists():
                 continue
             try:
-                found.append(_whole(path))
-            except RunError as error:
+                run = Run.load(path)
+                run.verify(size_alone=True)
+            except (RunError, NotFoundError) as error:
                 if path.name not in self._reported:
-                    self._log(str(error))
+                    self._log(f"{error} (it is looked at again, in case that a copy is under way)")
                     self._reported.add(path.name)
+            else:
+                found.append(run)
         return found
 
     def _turn(self, run: Run, store: Store, *, raising: bool) -> None:
@@ -242,7 +246,7 @@ class _Health:
                 self._write()
             except OSError as error:
                 raise UsageError(
-                    f"health file {self._path} cannot be written: {error.strerror}; choose another --health-file"
+                    f"health file {self._path} cannot be written: {error.strerror}; choose another one"
                 ) from error
             self._thread.start()
         return self
@@ -287,25 +291,6 @@ class _Health:
                 replace_file(self._path, (json.dumps(self._content, indent=1) + "\n").encode())
 
 
-def _whole(path: Path) -> Run:
-    """Return the run of a folder. Raises RunError where it is damaged, or still being copied there.
-
-    Looks at sizes alone; digests are checked before use, as always.
-    """
-    run = Run.load(path)
-    for name, entry in run.manifest.files.items():
-        try:
-            size = (path / name).stat().st_size
-        except OSError:
-            size = 0
-        if size != entry["bytes"]:
-            raise RunError(
-                f"run {path.name} is not whole: {name} has {size} bytes, the manifest says {entry['bytes']}; "
-                "it is looked at again, in case that a copy is under way"
-            )
-    return run
-
-
 def _unwanted(run: Run, store: Store, alias: str) -> str | None:
     """Return why a run is not to be synced, None where it is."""
     live = [flip.run_id for flip in store.promotions(alias)]
@@ -323,7 +308,9 @@ def _told(report: SyncReport) -> str:
         flip = f"alias {report.alias} -> {report.collection} (before: {report.previous or 'nothing'})"
     else:
         flip = f"alias {report.alias} stays on {report.previous or 'nothing'}"
-    return f"{report.collection}: {report.state}, {report.written:,} of {report.count:,} points written; {flip}"
+    return (
+        f"{report.collection}: {report.state}, {report.written:,} of {report.count:,} points written; {flip}"
+    )
 
 
 def _now() -> str:

@@ -319,9 +319,10 @@ def _collection(patient: _Patient, name: str) -> Findings:
     state = str(metadata.state)
     mend = _command("sync", metadata.reference, _owner(name, metadata))
     if state == "building":
-        yield _building(patient, name, metadata, mend)
+        yield _building(patient, name, metadata)
     elif state == "deleting":
-        yield Finding("collections", "warning", f"{name} is half deleted", "delete it by `embedstore gc`")
+        finish = _command("gc", "", _owner(name, metadata))
+        yield Finding("collections", "warning", f"{name} is half deleted", f"delete it by {finish}")
     elif state != "sealed":
         text = f"{name} is {state!r}, expected building, sealed or deleting"
         yield Finding("collections", "problem", text, f"mend it by {mend}")
@@ -338,7 +339,7 @@ def _collection(patient: _Patient, name: str) -> Findings:
             yield Finding("collections", "problem", text, f"mend it by {mend}")
 
 
-def _building(patient: _Patient, name: str, metadata: Metadata, finish: str) -> Finding:
+def _building(patient: _Patient, name: str, metadata: Metadata) -> Finding:
     store, last = patient.store, _moment(metadata.heartbeat)
     if isinstance(store, EdgeStore):
         alive = store.locked()
@@ -350,7 +351,9 @@ def _building(patient: _Patient, name: str, metadata: Metadata, finish: str) -> 
     since = (
         "without a sign of life" if last is None else f"its last sign of life {_age(patient.now - last)} ago"
     )
-    advice = f"finish it by {finish}, or delete it by `embedstore gc --unfinished`"
+    owner = _owner(name, metadata)
+    finish, delete = _command("sync", metadata.reference, owner), _command("gc --unfinished", "", owner)
+    advice = f"finish it by {finish}, or delete it by {delete}"
     return Finding("collections", "warning", f"{name} is unfinished, {since}", advice)
 
 

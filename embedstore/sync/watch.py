@@ -214,8 +214,11 @@ class _Follower:
         except EmbedstoreError as error:
             self._log(f"gc failed: {error}")
             return
-        if report.deleted:
-            self._log(f"gc deleted {', '.join(report.deleted)}")
+        if deleted := [verdict.collection for verdict in report.verdicts if verdict.deleted]:
+            self._log(f"gc deleted {', '.join(deleted)}")
+        for verdict in report.verdicts:
+            if verdict.problem:
+                self._log(f"gc kept {verdict.collection}: {verdict.problem}")
 
 
 class _Health:

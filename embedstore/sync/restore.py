@@ -188,14 +188,14 @@ def _write(store: Store, name: str, metadata: Metadata, folder: Path, progress: 
         save_array(path / "histories/user_ids.npy", np.zeros(0, np.int64))
         save_array(path / "histories/offsets.npy", np.zeros(1, np.int64))
         save_array(path / "histories/movie_rows.npy", np.zeros(0, np.int32))
-        config = {"restored_from": name, "debias": metadata.debias, "origin": metadata.origin}
+        told = {key: getattr(metadata, key) for key in ("debias", "origin", "measured_on")}
         manifest = describe_run(
             path,
             dataset={"n_users": 0, "n_movies": metadata.count, "n_ratings": n_ratings},
-            config={key: value for key, value in config.items() if value is not None},
+            config={"restored_from": name} | {key: value for key, value in told.items() if value is not None},
             embedding_dim=metadata.dim,
             tower=metadata.tower,
-            metrics={},
+            metrics=metadata.metrics or {},
             git_commit=None,
         )
         if manifest.fingerprint != metadata.fingerprint:

@@ -199,10 +199,13 @@ class _Follower:
             runs_dir=self._runs_dir,
             progress=between_batches,
         )
-        if failed := [result.text for result in report.gates if not result.passed]:
+        for result in report.gates:
+            verdict = "passed" if result.passed else "failed"
+            self._log(f"run {run.run_id}, gate {result.gate} {verdict}: {result.text}")
+        if not all(result.passed for result in report.gates):
             raise VerificationError(
-                f"{'; '.join(failed)}; {report.collection} is sealed, and alias {task.alias} stays on "
-                f"{report.previous or 'nothing'}"
+                f"a gate failed; alias {task.alias} stays on {report.previous or 'nothing'}, "
+                f"{report.collection} is sealed"
             )
         return report
 

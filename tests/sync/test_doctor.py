@@ -86,7 +86,7 @@ def test_a_healthy_store_is_ok(store: Store, run: Run) -> None:
 
 def test_what_is_looked_at_in_a_folder(store: Store, run: Run) -> None:
     sync(run, store)
-    findings = doctor(lambda: nullcontext(store), run.path.parent, deep=value == 7)
+    findings = doctor(lambda: nullcontext(store), run.path.parent, deep=True)
     assert [(finding.name, finding.text) for finding in findings[3:]] == [
         ("aliases", f"movies -> {NAME}"),
         ("collections", "1, all sealed, no file changed"),
@@ -225,12 +225,14 @@ def test_a_folder_that_may_only_be_read_is_a_note(
 @every_backend
 @pytest.mark.parametrize("additive", [True, False])
 def test_a_run_that_is_not_at_hand_is_a_note(store: Store, tmp_path: Path, additive: bool) -> None:
-    sync(tiny_run(tmp_path, run_id=RUN_ID, additive=additive), store)
+    run = tiny_run(tmp_path, run_id=RUN_ID, additive=additive)
+    sync(run, store)
+    assert str(store.metadata(NAME).origin).endswith(f":{run.path}")
     (finding,) = found(store, tmp_path / "elsewhere", deep=True)
     way = (
         f"`embedstore runs restore {NAME}` makes it of the collection"
         if additive
-        else "copy its folder from where it was trained"
+        else f"copy its folder from {store.metadata(NAME).origin}"
     )
     assert finding == Finding(
         "runs", "note", f"no run at hand for 1 of 1 collections: {NAME}", f"{way}; or look at --runs"
@@ -385,6 +387,7 @@ def test_metadata_that_other_tools_wrote_end_no_look(run: Run) -> None:
     with local(mode) as store:
         sync(run, store)
         good = dict(mode.metadata[NAME])
+        values: tuple[object, ...] = (None, 7, [], {"a": "b"}, "\x1b[31m")
         for key in (
             "state",
             "run_id",
@@ -396,7 +399,7 @@ def test_metadata_that_other_tools_wrote_end_no_look(run: Run) -> None:
             "dim",
             "schema",
         ):
-            for value in (None, 7, [], {"a": "b"}, "\x1b[31m"):
+            for value in values:
                 mode.metadata[NAME] = {**good, key: value}
                 findings = doctor(lambda: nullcontext(store), run.path.parent, deep=value == 7)
                 assert {"aliases", "runs"} <= {finding.name for finding in findings}, (key, value)

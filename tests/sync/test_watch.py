@@ -11,11 +11,18 @@ from typing import Any
 
 import pytest
 
-from embedstore.errors import RunError, StoreLockedError, StoreUnreachableError, UsageError
+from embedstore.errors import (
+    RunError,
+    StoreLockedError,
+    StoreUnreachableError,
+    UsageError,
+    VerificationError,
+)
 from embedstore.runs.manifest import MANIFEST
 from embedstore.stores.base import Store, open_store
 from embedstore.stores.edge import EdgeStore
 from embedstore.sync import rollback, sync
+from embedstore.sync.gates import parse_gate
 from embedstore.sync.watch import Task, watch
 from tests.backends import BACKENDS, EVERY_BACKEND
 from tests.builders import tiny_run
@@ -136,7 +143,7 @@ def test_a_run_that_is_being_copied_is_reported_once_and_taken_when_it_is_whole(
     vectors.write_bytes(content[:100])
     watched = Watched(tmp_path, nothing, lambda: vectors.write_bytes(content), nothing)(store)
     assert promoted(store) == [FIRST]
-    (line,) = [line for line in watched.log if "damaged" in line]
+    (line,) = [line for line in watched.log if " is damaged" in line]
     assert line.startswith(
         f"run {FIRST} is damaged: movie_vectors.npy has 100 bytes, the manifest says {len(content)}; "
     )
@@ -151,7 +158,7 @@ def test_damaged_runs_are_reported_once_and_the_next_is_taken(tmp_path: Path, st
 
     watched = Watched(tmp_path, damaged, nothing, lambda: tiny_run(tmp_path, run_id=THIRD), nothing)(store)
     assert promoted(store) == [THIRD]
-    no_json, failed = [line for line in watched.log if "damaged" in line]
+    no_json, failed = [line for line in watched.log if " is damaged" in line]
     assert no_json.startswith(f"{tmp_path / 'runs' / SECOND / MANIFEST} is not JSON")
     assert failed.startswith(f"run {FIRST} failed: run {FIRST} is damaged: movie_vectors.npy does not have")
 
@@ -214,6 +221,30 @@ def test_what_cannot_be_a_store_ends_the_start_but_no_later_look(tmp_path: Path)
         assert promoted(store) == [FIRST, SECOND]
     with pytest.raises(UsageError, match="is not the URL"):
         Watched(tmp_path)("ftp://127.0.0.1")
+
+
+@every_backend
+def test_a_run_that_fails_a_gate_is_not_promoted_and_the_next_is_awaited(
+    tmp_path: Path, store: Store
+) -> None:
+    def measured(run_id: str, ndcg: float) -> Callable[[], object]:
+        return lambda: tiny_run(tmp_path, run_id=run_id, metrics={"ndcg@100": ndcg})
+
+    task = Task(gates=[parse_gate("ndcg@100>=0.4")])
+    events = [measured(FIRST, 0.5), measured(SECOND, 0.3), measured(THIRD, 0.6)]
+    watched = Watched(tmp_path, *events, nothing)(store, task)
+    assert promoted(store) == [FIRST, THIRD]
+    (gate,) = store.promotions("movies")[-1].gates
+    assert gate["passed"]
+    assert store.metadata(COLLECTION(SECOND)).state == "sealed"
+    message = f"a gate failed; alias movies stays on {COLLECTION(FIRST)}, {COLLECTION(SECOND)} is sealed"
+    assert [line for line in watched.log if SECOND in line and "fail" in line] == [
+        f"run {SECOND}, gate ndcg@100>=0.4 failed: ndcg@100 is 0.3, wanted >= 0.4",
+        f"run {SECOND} failed: {message}",
+    ]
+    measured(FOURTH, 0.1)()
+    with pytest.raises(VerificationError, match="a gate failed"):
+        Watched(tmp_path)(store, task, once=True)
 
 
 def test_without_promotion_the_alias_stays(tmp_path: Path, store: Store) -> None:

@@ -87,14 +87,13 @@ def watch(
 
     health_file is replaced at every change and every interval seconds. Raises UsageError where it cannot be.
     """
-    failures = 0
+    wait = interval
     with _Health(health_file, interval) as health:
         follower = _Follower(runs_dir, task, pause, log, health)
         while True:
-            wait = interval
             try:
                 follower.look(opened, raising=once)
-                failures = 0
+                wait = interval
                 health.tell("idle")
             except _Stopped:
                 log("stopped between two batches; the next start carries on")
@@ -102,8 +101,7 @@ def watch(
             except EmbedstoreError as error:
                 if once or not (follower.started or isinstance(error, _PASSING)):
                     raise
-                failures += 1
-                wait = max(interval, min(interval * 2**failures, _LONGEST_PAUSE))
+                wait = max(interval, min(2 * wait, _LONGEST_PAUSE))
                 log(f"{error}; next try in {wait:.0f} s")
                 health.tell("waiting", error=str(error))
             if once or pause(wait):

@@ -304,6 +304,28 @@ def test_the_health_file_tells_the_state_and_stays_young_during_a_sync(tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["health.json", "runs", "store"]
 
 
+def test_the_health_file_of_a_watch_that_hangs_grows_old(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_run(tmp_path, run_id=FIRST)
+    health = tmp_path / "health.json"
+    ages: list[bool] = []
+
+    def hanging() -> bool:
+        if store.collections():
+            monkeypatch.setattr("embedstore.sync.watch._LONGEST_SILENCE", 0.1)
+            time.sleep(0.2)
+            before = health.stat().st_mtime_ns
+            time.sleep(0.2)
+            ages.append(health.stat().st_mtime_ns == before)
+        return bool(ages)
+
+    watched = Watched(tmp_path)
+    watched.between_batches = hanging
+    watched(store, interval=0.01, health_file=health)
+    assert ages == [True]
+
+
 def test_a_health_file_that_cannot_be_written_is_refused(tmp_path: Path, store: Store) -> None:
     with pytest.raises(UsageError, match="cannot be written: No such file"):
         Watched(tmp_path)(store, health_file=tmp_path / "nowhere" / "health.json")

@@ -279,5 +279,5 @@ def _notes(flip: Promotion, *, gone: bool) -> list[str]:
         *(f"gate: {gate.get('text') or gate.get('gate')}" for gate in flip.gates),
         f"embedstore {flip.tool_version}" if flip.tool_version else "",
     ]
-    *parts, last = [part for part in told if part] or [""]
-    return [*(f"{part};" for part in parts), last]
+    parts = [part for part in told if part]
+    return [f"{part};" for part in parts[:-1]] + parts[-1:]

@@ -62,16 +62,15 @@ def find_run(runs_dir: Path, reference: str = "latest") -> Run:
     plain, amount = split_reference(reference)
     if amount is not None:
         return debiased(find_run(runs_dir, plain), amount)
-    sealed = [summary for summary in list_runs(runs_dir) if summary.manifest is not None]
+    if RUN_ID.fullmatch(reference):
+        return _local(Path(runs_dir), reference)
+    summaries = list_runs(runs_dir)
     if reference == "latest":
+        sealed = [summary for summary in summaries if summary.manifest is not None]
         if not sealed:
             raise NotFoundError(f"no finished run in {runs_dir}; make one with `embedstore train`")
         return Run.load(sealed[-1].path)
-    if RUN_ID.fullmatch(reference):
-        return _local(Path(runs_dir), reference)
-    fitting = [
-        summary for summary in list_runs(runs_dir) if reference and summary.run_id.startswith(reference)
-    ]
+    fitting = [summary for summary in summaries if reference and summary.run_id.startswith(reference)]
     if len(fitting) > 1:
         raise UsageError(
             f"run {reference!r} fits {len(fitting)} runs ({fitting[0].run_id}, {fitting[1].run_id}); "

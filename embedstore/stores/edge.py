@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ import qdrant_edge as edge
 from embedstore.data.features import MovieId
 from embedstore.errors import NotFoundError, StoreError, StoreLockedError, UsageError
 from embedstore.runs.manifest import digest_of, replace_file, sync_path
+from embedstore.runs.scratch import scratch_folder
 from embedstore.stores.base import NO_FILTERS, Filters, Hit, Note, Promotion, Query, Store, moment_after
 from embedstore.stores.contract import (
     ANY_SPREAD,
@@ -121,7 +122,11 @@ class _Writing:
 class _Reading:
     generation: str
     shard: edge.EdgeShard
-    copy: tempfile.TemporaryDirectory[str] | None = None
+    copy: ExitStack  # removes the copy that the shard was loaded from, if any
+
+    def close(self) -> None:
+        _close(self.shard)
+        self.copy.close()
 
 
 class EdgeStore(Store):
@@ -149,9 +154,7 @@ class EdgeStore(Store):
             _close(writing.shard)
         self._writing.clear()
         for reading in self._reading.values():
-            _close(reading.shard)
-            if reading.copy is not None:
-                reading.copy.cleanup()
+            reading.close()
         self._reading.clear()
 
     # Collections
@@ -614,7 +617,7 @@ class EdgeStore(Store):
                     continue  # a repair replaced the generation between reading the record and opening it
                 raise
             if known is not None:
-                _close(known.shard)
+                known.close()
             self._reading[name] = opened
             return opened.shard
 
@@ -622,12 +625,14 @@ class EdgeStore(Store):
         self._check_files(name, record)
         folder = self.path / "collections" / name / record.generation
         config = folder / _EDGE_CONFIG
-        if os.access(folder, os.W_OK) and (not config.exists() or os.access(config, os.W_OK)):
-            return _Reading(record.generation, _load_shard(folder, record))
-        with _disk(Path(tempfile.gettempdir())):
-            copy = tempfile.TemporaryDirectory(prefix="embedstore-")
-            _copy_tree(folder, Path(copy.name) / record.generation)
-        return _Reading(record.generation, _load_shard(Path(copy.name) / record.generation, record), copy)
+        with ExitStack() as copy:
+            if not os.access(folder, os.W_OK) or (config.exists() and not os.access(config, os.W_OK)):
+                home = Path(tempfile.gettempdir())
+                with _disk(home):
+                    scratch = copy.enter_context(scratch_folder(home))
+                    _copy_tree(folder, scratch / record.generation)
+                folder = scratch / record.generation
+            return _Reading(record.generation, _load_shard(folder, record), copy.pop_all())
 
     def _check_files(self, name: str, record: _Record) -> None:
         """Raise StoreError where a file is missing or too short: opening it could end the process."""

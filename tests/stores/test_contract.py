@@ -95,7 +95,7 @@ def test_metadata_that_cannot_be_meant_are_refused_by_name_and_value(key: str, v
 
 def test_what_is_told_alone_and_cannot_be_meant_is_as_if_it_was_not_there() -> None:
     told = ("created_at", "heartbeat", "tool_version", "search", "recall", "writer", "origin", "measured_on")
-    assert metadata(**dict.fromkeys(told, [1]), metrics={"ndcg@100": "high"}) == metadata()
+    assert metadata(**{key: [1] for key in told}, metrics={"ndcg@100": "high"}) == metadata()
 
 
 @pytest.fixture

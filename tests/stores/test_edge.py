@@ -95,7 +95,7 @@ def test_advice_about_a_damaged_alias_works(folder: Path, run: Run) -> None:
     for content in ("nonsense", "[]", '{"collection": 3, "promotions": []}'):
         path.write_text(content)
         with open_store(folder) as store:
-            with pytest.raises(StoreError, match="; delete it and promote a run again$"):
+            with pytest.raises(StoreError, match=r"; delete it and promote a run again$"):
                 sync(run, store)
             path.unlink()
             assert promote_run(store, run.reference)

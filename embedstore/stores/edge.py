@@ -343,6 +343,12 @@ class EdgeStore(Store):
             sync_path(folder)
             _remove(folder)
 
+    def size(self, name: str) -> int | None:
+        try:
+            return _allocated(self.path / "collections" / name)
+        except OSError:  # being deleted, or of another user
+            return None
+
     # Aliases
 
     def aliases(self) -> dict[str, str]:

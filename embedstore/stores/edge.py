@@ -360,7 +360,7 @@ class EdgeStore(Store):
         path = self.path / "aliases" / f"{alias}.json"
         with _disk(self.path):
             path.parent.mkdir(exist_ok=True)
-            before: dict[str, Any] = {"collection": None, "promotions": []}
+            before: dict[str, Any] = {"collection": None}
             with suppress(_DamagedError, FileNotFoundError):  # a flip mends it
                 before = _read_alias(path)
             if before["collection"] == name:
@@ -410,12 +410,11 @@ class EdgeStore(Store):
         ids = [point_id(movie_id) for movie_id in movie_ids]
         with _engine(f"collection {name!r} cannot be read"):
             records = shard.retrieve(list(ids), with_payload=False, with_vector=True)
-        found: dict[PointId, Any] = {_plain_id(record.id): record.vector for record in records}
+        found: dict[PointId, Any] = {_plain_id(record.id): _unnamed(record.vector) for record in records}
         for movie_id, key in zip(movie_ids, ids, strict=True):
-            if key not in found:
+            if found.get(key) is None:
                 raise NotFoundError(f"movie {movie_id} is not in collection {name!r}")
-        rows = [_unnamed(found[key]) for key in ids]
-        return np.array(rows, dtype=np.float32).reshape(len(ids), -1)
+        return rows_of([found[key] for key in ids], self._record(name).metadata.dim)
 
     # The writer lock
 
@@ -451,15 +450,16 @@ class EdgeStore(Store):
 
     def locked(self) -> bool:
         """Whether another process writes now. Takes the lock for an instant, so it is not for a loop."""
-        try:
-            with open(self.path / "lock", "rb") as file:
-                import fcntl
+        import fcntl
 
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except FileNotFoundError:
-            return False
+        with _disk(self.path):
+            try:
+                with open(self.path / "lock", "rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except FileNotFoundError:
+                return False
         return False
 
     def room(self) -> tuple[int, int]:
@@ -705,13 +705,14 @@ def _read_alias(path: Path) -> dict[str, Any]:
             f"{path} has schema {content['schema']}, this embedstore reads up to {STORE_SCHEMA}; "
             "upgrade embedstore"
         )
-    if not isinstance(content.get("collection"), str) or not isinstance(content.get("promotions"), list):
+    if not isinstance(content.get("collection"), str):
         raise _DamagedError(f"{path} is damaged: it names no collection; {advice}")
     return content
 
 
 def _flips_of(alias_file: Mapping[str, Any]) -> list[Promotion]:
-    flips = [Promotion.from_dict(entry) for entry in alias_file["promotions"]]
+    noted = alias_file.get("promotions")
+    flips = [Promotion.from_dict(entry) for entry in noted] if isinstance(noted, list) else []
     return [flip for flip in flips if flip is not None]
 
 
@@ -908,7 +909,7 @@ def _hit(name: str, point: Any, with_vectors: bool) -> Hit:
 
 
 def _unnamed(vector: Any) -> Any:
-    return vector[""] if isinstance(vector, dict) else vector
+    return vector.get("") if isinstance(vector, dict) else vector
 
 
 def _plain_id(value: Any) -> PointId:

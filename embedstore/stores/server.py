@@ -382,7 +382,7 @@ class ServerStore(Store):
         for movie_id, key in zip(movie_ids, ids, strict=True):
             if found.get(key) is None:
                 raise NotFoundError(f"movie {movie_id} is not in collection {name!r}")
-        return np.array([found[key] for key in ids], dtype=np.float32).reshape(len(ids), -1)
+        return rows_of([found[key] for key in ids], self.metadata(name).dim)
 
     def nearest(
         self, name: str, queries: Sequence[Query], limit: int, *, with_vectors: bool = False

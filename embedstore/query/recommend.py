@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ __all__ = [
     "recommend",
     "recommend_batch",
 ]
+
+T = TypeVar("T")
 
 _BATCH = 256  # users whose vectors and answers are held at a time
 _BATCH_VECTORS = 1 << 14  # of movies that were found, where an answer needs them
@@ -325,14 +327,20 @@ def recommendations_of(
             rank=rank,
             movie_id=hit.movie_id,
             score=hit.score,
-            title=hit.payload.get("title"),
-            year=hit.payload.get("year"),
-            genres=tuple(hit.payload.get("genres") or ()),
+            title=_told(hit, "title", str),
+            year=_told(hit, "year", int),
+            genres=tuple(genre for genre in _told(hit, "genres", list) or () if isinstance(genre, str)),
             explanation=None if explanations is None else explanations[rank - 1],
             cold=bool(hit.payload.get("cold")),
         )
         for rank, hit in enumerate(hits, start=1)
     ]
+
+
+def _told(hit: Hit, key: str, kind: type[T]) -> T | None:
+    """Return what a movie says of itself, None where it does not: other hands may have written it."""
+    value = hit.payload.get(key)
+    return value if isinstance(value, kind) else None
 
 
 def known_rows(run: Run, person: Person) -> tuple[Rows, list[MovieId]]:

@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ import qdrant_edge as edge
 from embedstore.data.features import MovieId
 from embedstore.errors import NotFoundError, StoreError, StoreLockedError, UsageError
 from embedstore.runs.manifest import digest_of, replace_file, sync_path
+from embedstore.runs.scratch import scratch_folder
 from embedstore.stores.base import NO_FILTERS, Filters, Hit, Note, Promotion, Query, Store, moment_after
 from embedstore.stores.contract import (
     ANY_SPREAD,
@@ -63,7 +64,9 @@ __all__ = ["EdgeStore"]
 
 STORE_SCHEMA = 1
 _STORE_FILE = "embedstore.json"
+_STORE_CONTENT = '{"schema": 1, "engine": "qdrant-edge"}'
 _RECORD = "collection.json"
+_REBUILD = "delete the folder and sync the run again"
 _OPENING = "opening"
 _EDGE_CONFIG = "edge_config.json"
 _SEGMENT = "segment.json"
@@ -73,6 +76,7 @@ _PROMOTIONS_KEPT = 100
 _BATCH_QUERIES = 64
 _BLOCK = 1 << 20
 _LOADING_SECONDS = 5
+_IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 _INDEX_TYPES = {"keyword": edge.PayloadSchemaType.Keyword, "integer": edge.PayloadSchemaType.Integer}
 _EXACT = edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10000)
 
@@ -121,7 +125,11 @@ class _Writing:
 class _Reading:
     generation: str
     shard: edge.EdgeShard
-    copy: tempfile.TemporaryDirectory[str] | None = None
+    copy: ExitStack  # removes the copy that the shard was loaded from, if any
+
+    def close(self) -> None:
+        _close(self.shard)
+        self.copy.close()
 
 
 class EdgeStore(Store):
@@ -149,9 +157,7 @@ class EdgeStore(Store):
             _close(writing.shard)
         self._writing.clear()
         for reading in self._reading.values():
-            _close(reading.shard)
-            if reading.copy is not None:
-                reading.copy.cleanup()
+            reading.close()
         self._reading.clear()
 
     # Collections
@@ -349,15 +355,29 @@ class EdgeStore(Store):
     # Aliases
 
     def aliases(self) -> dict[str, str]:
+        targets, damaged = self.readable_aliases()
+        for error in damaged.values():
+            raise error
+        return targets
+
+    def readable_aliases(self) -> tuple[dict[str, str], dict[str, StoreError]]:
+        """Return what aliases returns, of the files that can be read, and by alias why the others cannot."""
+        targets: dict[str, str] = {}
+        damaged: dict[str, StoreError] = {}
         with _disk(self.path):
-            paths = sorted((self.path / "aliases").glob("[!.]*.json"))
-            return {path.name.removesuffix(".json"): _read_alias(path)["collection"] for path in paths}
+            for path in sorted((self.path / "aliases").glob("[!.]*.json")):
+                alias = path.name.removesuffix(".json")
+                try:
+                    targets[alias] = _read_alias(path)["collection"]
+                except StoreError as error:
+                    damaged[alias] = error
+        return targets, damaged
 
     def _flip(self, alias: str, name: str, note: Note) -> bool:
         path = self.path / "aliases" / f"{alias}.json"
         with _disk(self.path):
             path.parent.mkdir(exist_ok=True)
-            before: dict[str, Any] = {"collection": None, "promotions": []}
+            before: dict[str, Any] = {"collection": None}
             with suppress(_DamagedError, FileNotFoundError):  # a flip mends it
                 before = _read_alias(path)
             if before["collection"] == name:
@@ -397,7 +417,7 @@ class EdgeStore(Store):
             part = queries[start : start + _BATCH_QUERIES]
             made = [(query.vector.tolist(), _filter_of(query.filters, query.exclude)) for query in part]
             answers += [
-                [_hit(point, with_vectors) for point in found]
+                [_hit(name, point, with_vectors) for point in found]
                 for found in _query(shard, name, made, limit, with_vectors)
             ]
         return answers
@@ -407,12 +427,11 @@ class EdgeStore(Store):
         ids = [point_id(movie_id) for movie_id in movie_ids]
         with _engine(f"collection {name!r} cannot be read"):
             records = shard.retrieve(list(ids), with_payload=False, with_vector=True)
-        found: dict[PointId, Any] = {_plain_id(record.id): record.vector for record in records}
+        found: dict[PointId, Any] = {_plain_id(record.id): _unnamed(record.vector) for record in records}
         for movie_id, key in zip(movie_ids, ids, strict=True):
-            if key not in found:
+            if found.get(key) is None:
                 raise NotFoundError(f"movie {movie_id} is not in collection {name!r}")
-        rows = [_unnamed(found[key]) for key in ids]
-        return np.array(rows, dtype=np.float32).reshape(len(ids), -1)
+        return rows_of([found[key] for key in ids], self._record(name).metadata.dim)
 
     # The writer lock
 
@@ -448,20 +467,30 @@ class EdgeStore(Store):
 
     def locked(self) -> bool:
         """Whether another process writes now. Takes the lock for an instant, so it is not for a loop."""
-        try:
-            with open(self.path / "lock", "rb") as file:
-                import fcntl
+        import fcntl
 
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except FileNotFoundError:
-            return False
+        with _disk(self.path):
+            try:
+                with open(self.path / "lock", "rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except FileNotFoundError:
+                return False
         return False
+
+    def leftovers(self) -> list[str]:
+        """Return the folders of collections that were being made or deleted; the next writer removes them."""
+        with _disk(self.path):
+            folders = (self.path / "collections").glob("*")
+            return sorted(path.name for path in folders if not (path / _RECORD).exists())
 
     def room(self) -> tuple[int, int]:
         """Return how many bytes are free, and how many a collection like the largest one needs."""
-        specs = [self.metadata(name) for name in self.collections()]
+        specs = []
+        for name in self.collections():
+            with suppress(StoreError, NotFoundError):  # a damaged one is reported by whoever asks for it
+                specs.append(self.metadata(name))
         needed = max((_expected_bytes(found.count, found.spec) for found in specs), default=0)
         return shutil.disk_usage(self.path).free, needed
 
@@ -511,13 +540,13 @@ class EdgeStore(Store):
             cached = self._records.get(name)
             if cached is not None and cached[0] == state:
                 return cached[1]
-            content = _read_json(path)
+            content = _read_json(path, _REBUILD)
         except (FileNotFoundError, NotADirectoryError):
             raise NotFoundError(
                 f"no collection {name!r} in store {self.path}; list them with `embedstore status`"
             ) from None
         except OSError as error:
-            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+            raise StoreError(f"{path} cannot be read: {error.strerror}; mend that, or {_REBUILD}") from error
         try:
             record = _Record(
                 metadata=Metadata.from_dict(content["metadata"], name=name),
@@ -530,11 +559,9 @@ class EdgeStore(Store):
                 for entry in record.files.values()
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise StoreError(
-                f"{path} is damaged ({error!r}); delete the folder and sync the run again"
-            ) from error
+            raise StoreError(f"{path} is damaged ({error!r}); {_REBUILD}") from error
         if not usable:
-            raise StoreError(f"{path} is damaged; delete the folder and sync the run again")
+            raise StoreError(f"{path} is damaged; {_REBUILD}")
         self._records[name] = (state, record)
         return record
 
@@ -591,7 +618,7 @@ class EdgeStore(Store):
                     continue  # a repair replaced the generation between reading the record and opening it
                 raise
             if known is not None:
-                _close(known.shard)
+                known.close()
             self._reading[name] = opened
             return opened.shard
 
@@ -599,12 +626,14 @@ class EdgeStore(Store):
         self._check_files(name, record)
         folder = self.path / "collections" / name / record.generation
         config = folder / _EDGE_CONFIG
-        if os.access(folder, os.W_OK) and (not config.exists() or os.access(config, os.W_OK)):
-            return _Reading(record.generation, _load_shard(folder, record))
-        with _disk(Path(tempfile.gettempdir())):
-            copy = tempfile.TemporaryDirectory(prefix="embedstore-")
-            _copy_tree(folder, Path(copy.name) / record.generation)
-        return _Reading(record.generation, _load_shard(Path(copy.name) / record.generation, record), copy)
+        with ExitStack() as copy:
+            if not os.access(folder, os.W_OK) or (config.exists() and not os.access(config, os.W_OK)):
+                home = Path(tempfile.gettempdir())
+                with _disk(home):
+                    scratch = copy.enter_context(scratch_folder(home))
+                    _copy_tree(folder, scratch / record.generation)
+                folder = scratch / record.generation
+            return _Reading(record.generation, _load_shard(folder, record), copy.pop_all())
 
     def _check_files(self, name: str, record: _Record) -> None:
         """Raise StoreError where a file is missing or too short: opening it could end the process."""
@@ -639,7 +668,7 @@ def _make_store(path: Path) -> None:
     if path.is_dir() and any(not child.name.endswith(".tmp") for child in path.iterdir()):
         raise StoreError(f"folder {path} is not empty and not a store of embedstore; choose another --store")
     path.mkdir(parents=True, exist_ok=True)
-    replace_file(path / _STORE_FILE, b'{"schema": 1, "engine": "qdrant-edge"}\n')
+    replace_file(path / _STORE_FILE, f"{_STORE_CONTENT}\n".encode())
     sync_path(path.parent)
 
 
@@ -650,10 +679,10 @@ def _check_store(path: Path) -> None:
         if path.is_dir() and any(path.iterdir()):
             raise StoreError(f"folder {path} is not a store of embedstore; choose another --store")
         raise NotFoundError(f"no store at {path}; make one with `embedstore sync`")
-    content = _read_json(path / _STORE_FILE)
-    schema = content.get("schema")
+    advice = f"write {_STORE_CONTENT} into it"
+    schema = _read_json(path / _STORE_FILE, advice).get("schema")
     if not isinstance(schema, int):
-        raise StoreError(f"{path / _STORE_FILE} has no schema; it is damaged, restore it")
+        raise StoreError(f"{path / _STORE_FILE} is damaged: it has no schema; {advice}")
     if schema > STORE_SCHEMA:
         raise StoreError(
             f"store {path} has schema {schema}, this embedstore reads up to {STORE_SCHEMA}; "
@@ -670,7 +699,8 @@ def _disk(path: Path) -> Iterator[None]:
         where = error.filename or path
         if error.errno == errno.EROFS:
             raise StoreError(f"store {path} is on a read-only file system; choose another --store") from error
-        raise StoreError(f"store {path}: {where}: {error.strerror or error}") from error
+        advice = "; something else is in its place, move it away" if error.errno in _IN_THE_WAY else ""
+        raise StoreError(f"store {path}: {where}: {error.strerror or error}{advice}") from error
 
 
 @contextmanager
@@ -684,31 +714,33 @@ def _engine(what: str) -> Iterator[None]:
         raise
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, advice: str) -> dict[str, Any]:
     """Return a JSON object. Raises StoreError where the file holds something else, OSError as open does."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise _DamagedError(f"{path} is damaged: not JSON ({error}); restore it") from error
+        raise _DamagedError(f"{path} is damaged: not JSON ({error}); {advice}") from error
     if not isinstance(content, dict):
-        raise _DamagedError(f"{path} is damaged: not a JSON object; restore it")
+        raise _DamagedError(f"{path} is damaged: not a JSON object; {advice}")
     return content
 
 
 def _read_alias(path: Path) -> dict[str, Any]:
-    content = _read_json(path)
+    advice = "delete it and promote a run again"
+    content = _read_json(path, advice)
     if isinstance(content.get("schema"), int) and content["schema"] > STORE_SCHEMA:
         raise StoreError(
             f"{path} has schema {content['schema']}, this embedstore reads up to {STORE_SCHEMA}; "
             "upgrade embedstore"
         )
-    if not isinstance(content.get("collection"), str) or not isinstance(content.get("promotions"), list):
-        raise _DamagedError(f"{path} is damaged: it names no collection; promote a run again")
+    if not isinstance(content.get("collection"), str):
+        raise _DamagedError(f"{path} is damaged: it names no collection; {advice}")
     return content
 
 
 def _flips_of(alias_file: Mapping[str, Any]) -> list[Promotion]:
-    flips = [Promotion.from_dict(entry) for entry in alias_file["promotions"]]
+    noted = alias_file.get("promotions")
+    flips = [Promotion.from_dict(entry) for entry in noted] if isinstance(noted, list) else []
     return [flip for flip in flips if flip is not None]
 
 
@@ -762,7 +794,7 @@ def _try_to_load(name: str, folder: Path, count: int) -> None:
 
 def _is_json(path: Path) -> bool:
     try:
-        _read_json(path)
+        _read_json(path, "")
     except (StoreError, OSError):
         return False
     return True
@@ -899,13 +931,13 @@ def _query(
         return list(shard.query_batch(edge.QueryBatchRequest(requests)))
 
 
-def _hit(point: Any, with_vectors: bool) -> Hit:
-    vector = np.array(_unnamed(point.vector), np.float32) if with_vectors else None
-    return Hit(point.payload["movie_id"], point.score, point.payload, vector)
+def _hit(name: str, point: Any, with_vectors: bool) -> Hit:
+    vector = _unnamed(point.vector) if with_vectors else None
+    return Hit.of(name, _plain_id(point.id), point.score, point.payload, vector)
 
 
 def _unnamed(vector: Any) -> Any:
-    return vector[""] if isinstance(vector, dict) else vector
+    return vector.get("") if isinstance(vector, dict) else vector
 
 
 def _plain_id(value: Any) -> PointId:

@@ -31,8 +31,8 @@ _PAIRS = 1 << 22  # places of two lists that are held against each other at a ti
 _TENTHS = tuple(tenth / 10 for tenth in range(1, 10))
 _POPULARITY = (  # the share of the catalog, most rated movies first, up to which a bucket goes
     ("the most rated 1%", 0.01),
-    ("to 10%", 0.1),
-    ("to 50%", 0.5),
+    ("1% to 10%", 0.1),
+    ("10% to 50%", 0.5),
     ("the other half", 1.0),
 )
 _GONE = "not in the candidate"

@@ -89,7 +89,7 @@ def parse_gate(text: str) -> Gate:
     if match is None:
         raise UsageError(
             f"gate {text!r} cannot be read; write METRIC@K, one of >= > <= <, and a number or a share of the "
-            "live run's, as in 'ndcg@100>=0.98*live', 'ndcg@100>=0.45' or 'overlap@10>=0.3'"
+            "live run's, in quotes: 'ndcg@100>=0.98*live', 'ndcg@100>=0.45' or 'overlap@10>=0.3'"
         )
     metric, of_live = match["metric"].removeprefix(_SERVING), match["number"] is None
     protocol = metric.partition(":")[0] if ":" in metric else None
@@ -174,7 +174,8 @@ def _judge(gate: Gate, run: Run, store: Store | None, alias: str, runs_dir: Path
     reference, measures = live
     _refuse_other_users(run.reference, own.measured_on, reference, measures.measured_on)
     before = _value(gate.metric, reference, measures)
-    told = f" ({gate.factor:g} * {before:.6g}, that of live run {reference})"
+    times = "" if gate.factor == 1 else f"{gate.factor:g} * {before:.6g}, "
+    told = f" ({times}that of live run {reference})"
     return _held(gate, value, gate.factor * before, told)
 
 

@@ -1,0 +1,13 @@
+"""Every fault campaign: one line each, in the order of docs/faults.md."""
+
+from __future__ import annotations
+
+from tests.faults import kills
+from tests.faults.report import Campaign
+
+__all__ = ["CAMPAIGNS"]
+
+CAMPAIGNS: list[Campaign] = [
+    Campaign("kills", kills.of_commands, full=700, normal=60),
+    Campaign("kills-server", kills.of_commands_on_a_server, full=300, normal=14, server=True),
+]

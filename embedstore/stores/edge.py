@@ -35,7 +35,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ import qdrant_edge as edge
 from embedstore.data.features import MovieId
 from embedstore.errors import NotFoundError, StoreDamagedError, StoreError, StoreLockedError, UsageError
 from embedstore.runs.manifest import damage_of, digest_of, replace_file, sync_path, with_digest
+from embedstore.runs.scratch import scratch_folder
 from embedstore.stores.base import NO_FILTERS, Filters, Hit, Note, Promotion, Query, Store, moment_after
 from embedstore.stores.contract import (
     ANY_SPREAD,
@@ -128,7 +129,11 @@ class _Reading:
     generation: str
     shard: edge.EdgeShard
     whole: bool  # every file is as it was sealed
-    copy: tempfile.TemporaryDirectory[str] | None = None
+    copy: ExitStack  # removes the copy that the shard was loaded from, if any
+
+    def close(self) -> None:
+        _close(self.shard)
+        self.copy.close()
 
 
 class EdgeStore(Store):
@@ -156,9 +161,7 @@ class EdgeStore(Store):
             _close(writing.shard)
         self._writing.clear()
         for reading in self._reading.values():
-            _close(reading.shard)
-            if reading.copy is not None:
-                reading.copy.cleanup()
+            reading.close()
         self._reading.clear()
 
     # Collections
@@ -350,6 +353,12 @@ class EdgeStore(Store):
             (folder / _RECORD).unlink()
             sync_path(folder)
             _remove(folder)
+
+    def size(self, name: str) -> int | None:
+        try:
+            return _allocated(self.path / "collections" / name)
+        except OSError:  # being deleted, or of another user
+            return None
 
     # Aliases
 
@@ -592,7 +601,7 @@ class EdgeStore(Store):
                     continue  # a repair replaced the generation between reading the record and opening it
                 raise
             if known is not None:
-                _close(known.shard)
+                known.close()
             self._reading[name] = opened
             return opened.shard
 
@@ -600,18 +609,19 @@ class EdgeStore(Store):
         self._check_sizes(name, record)
         folder = self.path / "collections" / name / record.generation
         changed = self._changed_file(name, record)
-        if changed is not None:
-            if not doubtful:
-                raise _damaged(name, f"{changed} does not have the sha256 that was sealed")
-            _try_to_load(name, folder, record)
+        if changed is not None and not doubtful:
+            raise _damaged(name, f"{changed} does not have the sha256 that was sealed")
         config = folder / _EDGE_CONFIG
-        if os.access(folder, os.W_OK) and (not config.exists() or os.access(config, os.W_OK)):
-            return _Reading(record.generation, _load_shard(folder, record), changed is None)
-        with _disk(Path(tempfile.gettempdir())):
-            copy = tempfile.TemporaryDirectory(prefix="embedstore-")
-            _copy_tree(folder, Path(copy.name) / record.generation)
-        shard = _load_shard(Path(copy.name) / record.generation, record)
-        return _Reading(record.generation, shard, changed is None, copy)
+        with ExitStack() as copy:
+            if not os.access(folder, os.W_OK) or (config.exists() and not os.access(config, os.W_OK)):
+                home = Path(tempfile.gettempdir())
+                with _disk(home):
+                    scratch = copy.enter_context(scratch_folder(home))
+                    _copy_tree(folder, scratch / record.generation)
+                folder = scratch / record.generation
+            if changed is not None:
+                _try_to_load(name, folder, record)
+            return _Reading(record.generation, _load_shard(folder, record), changed is None, copy.pop_all())
 
     def _check_sizes(self, name: str, record: _Record) -> None:
         """Raise StoreError where a file is missing or too short: opening it could end the process."""

@@ -12,16 +12,18 @@ import ssl
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from email.utils import parsedate_to_datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import httpx
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_before_delay
 from tenacity.wait import wait_random_exponential
 
 from embedstore.errors import NotFoundError, StoreError, StoreUnreachableError, UsageError
 from embedstore.stores.connection import Connection, Endpoint
 
 __all__ = [
+    "READING_SECONDS",
+    "WRITING_SECONDS",
     "ConflictError",
     "ForbiddenError",
     "NoAnswerError",
@@ -35,11 +37,15 @@ __all__ = [
     "tls_context",
 ]
 
-_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+# No try of a request begins later than this after the first.
+READING_SECONDS = 30.0
+WRITING_SECONDS = 180.0
+_SHARE = 3  # a try takes at most this part of it, so that a node that hangs leaves time for two others
+_CONNECT_SECONDS = 5.0
 _TRIES = 8
 _LONGEST_PAUSE = 10.0
-_LONGEST_ASKED = 300.0  # by retry-after
 _HALF_A_SECOND = 0.5  # the date of an answer has whole seconds, rounded down
+_DEADLINE = "embedstore.deadline"  # of a request, among what httpx keeps with it
 _MENTIONED = 300  # characters of a server's own words
 
 # By the words of httpx, OpenSSL and the resolver.
@@ -110,7 +116,12 @@ class Nodes(Generic[N]):
 
 
 class RestClient:
-    """Requests to the first node that answers. All are safe to repeat, since they are idempotent."""
+    """Requests to the first node that answers. All are safe to repeat, since they are idempotent.
+
+    seconds: how long a request is tried again.
+    """
+
+    seconds = READING_SECONDS
 
     def __init__(
         self,
@@ -124,8 +135,8 @@ class RestClient:
         secure = any(endpoint.secure for endpoint in endpoints)
         self._http = httpx.Client(
             auth=_KeyAuth(connection),
+            event_hooks={"response": [_until_its_deadline]},
             headers={"accept-encoding": "identity"},  # answers are small, compressing them takes longer
-            timeout=_TIMEOUT,
             transport=transport,
             verify=tls_context(connection) if secure else False,
             mounts={"http://": None},  # not through the proxy of HTTP_PROXY, which would read the key
@@ -147,7 +158,7 @@ class RestClient:
         def send() -> Any:
             return self._nodes.ask(lambda node: self._content(self._send(node, method, path, body), node))
 
-        return persistently(send) if patient and self._connection.patient else send()
+        return persistently(send, self.seconds) if patient and self._connection.patient else send()
 
     def clock_skew(self) -> float | None:
         """Return how many seconds the server's clock is ahead of ours, None where it does not tell."""
@@ -165,8 +176,15 @@ class RestClient:
         return silent
 
     def _send(self, node: Endpoint, method: str, path: str, body: Any = None) -> httpx.Response:
+        longest = self.seconds / _SHARE
         try:
-            return self._http.request(method, node.url + path, json=body)
+            return self._http.request(
+                method,
+                node.url + path,
+                json=body,
+                timeout=httpx.Timeout(longest, connect=min(longest, _CONNECT_SECONDS)),
+                extensions={_DEADLINE: time.monotonic() + longest},
+            )
         except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:  # the last: no host name
             problem = NoAnswerError(_why_no_answer(node, error))
         raise problem  # without the error as its context, in whose frames the key is
@@ -204,18 +222,40 @@ class _KeyAuth(httpx.Auth):
         yield request
 
 
-def persistently(send: Callable[[], T]) -> T:
+class _Timely(httpx.SyncByteStream):
+    """A body that has to be complete at a moment of the monotonic clock, however often a part of it comes."""
+
+    def __init__(self, stream: httpx.SyncByteStream, deadline: float) -> None:
+        self._stream = stream
+        self._deadline = deadline
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self._stream:
+            if time.monotonic() > self._deadline:
+                raise httpx.ReadTimeout("timed out")
+            yield part
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _until_its_deadline(answer: httpx.Response) -> None:
+    stream = cast(httpx.SyncByteStream, answer.stream)
+    answer.stream = _Timely(stream, answer.request.extensions[_DEADLINE])
+
+
+def persistently(send: Callable[[], T], seconds: float) -> T:
     """Return what send returns; where the server is away or overloaded, ask again after growing pauses.
 
     They are random, so that not all clients return at once, and no shorter than the server asks for.
-    Raises the last error after some twenty seconds of them, any error but OverloadedError at once.
+    Raises the last error where the next try would begin after seconds, and after the eighth; any error
+    but OverloadedError at once.
     """
     backoff = wait_random_exponential(multiplier=0.5, max=_LONGEST_PAUSE)
-    enough = stop_after_attempt(_TRIES)
     retrying = Retrying(
         retry=retry_if_exception_type(OverloadedError),
         wait=lambda state: backoff(state) + _asked(state),
-        stop=lambda state: enough(state) or _asked(state) > _LONGEST_ASKED,
+        stop=stop_after_attempt(_TRIES) | stop_before_delay(seconds),
         reraise=True,
     )
     return retrying(send)

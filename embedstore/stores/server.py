@@ -40,7 +40,14 @@ from embedstore.stores.contract import (
     rows_of,
     valid_alias,
 )
-from embedstore.stores.rest import ConflictError, ForbiddenError, OverloadedError, RestClient
+from embedstore.stores.rest import (
+    READING_SECONDS,
+    WRITING_SECONDS,
+    ConflictError,
+    ForbiddenError,
+    OverloadedError,
+    RestClient,
+)
 
 __all__ = ["ServerStore"]
 
@@ -344,11 +351,13 @@ class ServerStore(Store):
     def writer(self) -> Iterator[None]:
         """Nothing is locked on a server: two syncs of one run write the same points."""
         self._depth += 1
+        self._rest.seconds = WRITING_SECONDS
         try:
             yield
         finally:
             self._depth -= 1
             if self._depth == 0:
+                self._rest.seconds = READING_SECONDS
                 self._revising.clear()
                 self._known.clear()
                 with suppress(StoreError):

@@ -7,15 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from email.utils import formatdate
 
-import httpx
 import pytest
 
 from embedstore.errors import NotFoundError, StoreError, StoreUnreachableError
 from embedstore.stores import rest
 from embedstore.stores.connection import Connection, Secret, endpoints_of
 from embedstore.stores.rest import (
+    READING_SECONDS,
     ConflictError,
     ForbiddenError,
+    NoAnswerError,
     OverloadedError,
     RestClient,
     UnknownKeyError,
@@ -29,6 +30,7 @@ from tests.scripted import (
     GrpcServer,
     HttpServer,
     answer,
+    drip,
     everything_about,
     half_a_body,
     reset,
@@ -45,7 +47,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that were asked for; none is made, and a stall is one of 0.2 s."""
     made: list[float] = []
     monkeypatch.setattr(time, "sleep", made.append)
-    monkeypatch.setattr(rest, "_TIMEOUT", httpx.Timeout(0.2))
+    monkeypatch.setattr(rest, "_SHARE", READING_SECONDS / 0.2)
     return made
 
 
@@ -114,6 +116,7 @@ AGAIN: list[tuple[str, Act]] = [
     ("reset", reset),
     ("half a body", half_a_body),
     ("a stall", stall),
+    ("a body by drips", drip),
     ("broken gzip", answer(200, "{}", content_encoding="gzip")),
 ]
 
@@ -158,6 +161,22 @@ def test_but_not_for_ever_and_not_by_who_is_in_a_hurry(
     assert KEY not in everything_about(caught.value)
 
 
+def test_no_try_begins_after_the_time_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    with HttpServer(stall) as server, client(server.url) as asked:
+        asked.seconds = 0.6
+        started = time.monotonic()
+        with pytest.raises(NoAnswerError, match="timed out"):
+            asked.get("/x")
+        assert 0.2 <= time.monotonic() - started < 0.6 + 0.2 + 0.5
+        assert len(server.requests) <= 3
+
+
+def test_who_is_to_wait_longer_than_that_is_told_at_once(pauses: list[float]) -> None:
+    with pytest.raises(OverloadedError, match="try again in 31 s, as it asks"):
+        ask([answer(429, "", retry_after="31"), OK])
+    assert pauses == []
+
+
 def test_pauses_grow_and_are_random(pauses: list[float]) -> None:
     for _ in range(2):
         with pytest.raises(OverloadedError):
@@ -169,12 +188,12 @@ def test_pauses_grow_and_are_random(pauses: list[float]) -> None:
 
 
 def test_a_pause_is_at_least_what_the_server_asks_for(pauses: list[float]) -> None:
-    in_100_seconds = formatdate(time.time() + 100, usegmt=True)
-    script = [answer(429, "", retry_after=asked) for asked in ("3", "2.5", in_100_seconds)]
+    in_20_seconds = formatdate(time.time() + 20, usegmt=True)
+    script = [answer(429, "", retry_after=asked) for asked in ("3", "2.5", in_20_seconds)]
     assert ask([*script, OK]) == (7, 4)
     assert pauses[0] > 3
     assert pauses[1] > 2.5
-    assert pauses[2] > 90
+    assert pauses[2] > 15
 
 
 def test_retry_after_that_says_nothing(pauses: list[float]) -> None:

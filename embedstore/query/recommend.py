@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import Bags, MovieId, Rows
-from embedstore.errors import RunError, StoreError, UsageError
+from embedstore.errors import NotFoundError, RunError, StoreError, UsageError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Hit, Store
 from embedstore.stores.contract import collection_name
@@ -24,6 +24,7 @@ __all__ = [
     "Embedding",
     "Person",
     "Recommendation",
+    "ask_live",
     "embed",
     "embed_batch",
     "known_rows",
@@ -31,6 +32,8 @@ __all__ = [
     "recommend",
     "recommend_batch",
 ]
+
+T = TypeVar("T")
 
 _BATCH = 256  # users whose vectors and answers are held at a time
 _BATCH_VECTORS = 1 << 14  # of movies that were found, where an answer needs them
@@ -213,6 +216,24 @@ def live_collection(store: Store, alias: str) -> tuple[str, str]:
     """
     collection = store.live(alias).collection
     return collection, store.metadata(collection).reference
+
+
+def ask_live(resolved: Callable[[], tuple[Run, str]], ask: Callable[[Run, str], T]) -> T:
+    """Return ask(run, collection) for what resolved returns: a run, and the collection that is live.
+
+    Where that was deleted in between, for what resolved returns by then: who looks at the alias a moment
+    before it moves and gc follows is answered by the new run. Raises what ask raises where resolved
+    returns the same collection again.
+    """
+    run, collection = resolved()
+    while True:
+        try:
+            return ask(run, collection)
+        except (NotFoundError, StoreError):
+            before = collection
+            run, collection = resolved()
+            if collection == before:
+                raise
 
 
 @dataclass(frozen=True)

@@ -200,16 +200,11 @@ def verify(run: str, runs_dir: Path, store_location: str, alias: str, *, as_json
 
     Exits with 4 at the first difference and names the point.
     """
-    from embedstore.stores.contract import collection_name
+    from embedstore.query.resolve import resolve
     from embedstore.sync import verify as verify_collection
 
     with open_store_at(store_location) as store, progress_line() as progress:
-        if run:
-            found = _find(runs_dir, run, store)
-            name = collection_name(alias, found.reference)
-        else:
-            name = store.live(alias).collection
-            found = _find(runs_dir, store.metadata(name).reference, store)
+        found, name = resolve(store, runs_dir, run or None, alias=alias)
         report = verify_collection(store, name, found, progress=progress)
     if as_json:
         print_json(asdict(report))
@@ -260,15 +255,16 @@ def _store_if_there(location: str) -> Iterator[Store | None]:
 
 
 def _find(runs_dir: Path, reference: str, store: Store | None, debias: float | None = None) -> Run:
+    from embedstore.query.resolve import resolve
     from embedstore.runs.debias import debiased
     from embedstore.runs.registry import find_run
 
-    def live(alias: str, back: int) -> str:
-        if store is None:
-            raise NotFoundError(f"@{alias} asks the store, and there is none yet; give a run id")
-        return store.live(alias, back).reference
-
-    run = find_run(runs_dir, reference, live=live)
+    if not reference.startswith("@"):
+        run = find_run(runs_dir, reference)
+    elif store is None:
+        raise NotFoundError(f"{reference} asks the store, and there is none yet; give a run id")
+    else:
+        run, _ = resolve(store, runs_dir, reference)
     return run if debias is None else debiased(run, debias)
 
 

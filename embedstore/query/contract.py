@@ -130,14 +130,14 @@ class Contract:
 def describe(store: Store, alias: str, run: Run | None, endpoint: Endpoint) -> Contract:
     """Return the contract of what alias names now, with snippets that ask the server at endpoint.
 
-    run is the run of the collection, whose user fills the snippets; None where it is not at hand: then
-    popular movies of the collection do. Raises NotFoundError where there is no such alias.
+    run is the run of the collection, whose user fills the snippets; where it is None, or the alias has moved
+    on to another one, popular movies of the collection do. Raises NotFoundError where there is no such alias.
     """
     collection = store.live(alias).collection
     metadata, indexes = store.metadata(collection), store.indexes(collection)
     example = (
         _popular(store, collection, metadata)
-        if run is None or metadata.tower == "none"
+        if run is None or run.reference != metadata.reference or metadata.tower == "none"
         else _user(run, store, collection)
     )
     plain = store.search(collection, example.psi, limit=LIMIT)

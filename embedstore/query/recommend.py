@@ -209,13 +209,18 @@ def recommend_batch(
     return _answers(run, store, people, options, collection or collection_name(alias, run.reference))
 
 
-def live_collection(store: Store, alias: str) -> tuple[str, str]:
-    """Return the collection that alias names now and the reference of its run, read once.
+def live_collection(store: Store, alias: str, back: int = 0) -> tuple[str, str]:
+    """Return the collection that alias names now, or named back promotions ago, and the reference of its run.
 
-    Raises NotFoundError where the alias is not there.
+    From one look at the alias. Raises NotFoundError where there is no such alias, promotion or collection.
     """
-    collection = store.live(alias).collection
-    return collection, store.metadata(collection).reference
+    while True:
+        collection = store.live(alias, back).collection
+        try:
+            return collection, store.metadata(collection).reference
+        except NotFoundError:  # deleted since, where the alias has moved on
+            if store.live(alias, back).collection == collection:
+                raise
 
 
 def ask_live(resolved: Callable[[], tuple[Run, str]], ask: Callable[[Run, str], T]) -> T:

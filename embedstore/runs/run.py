@@ -185,15 +185,24 @@ class Run:
         """
         row = self.users.row(user_id)
         if row < 0:
-            raise NotFoundError(
-                f"user {user_id} is not among the {len(self.users)} users of run {self.run_id}; "
-                "give the movies they rated with --history"
-            )
+            raise self.unknown_user(user_id)
         offsets, rows = self._histories
         start, stop = int(offsets[row]), int(offsets[row + 1])
         if not 0 <= start <= stop <= rows.size:
             raise self._damaged("histories/offsets.npy", "points outside of histories/movie_rows.npy")
         return np.asarray(rows[start:stop], dtype=np.int64)
+
+    def unknown_user(self, user_id: object) -> NotFoundError:
+        """Return the error for a user who is not among users."""
+        if restored_from := self.manifest.config.get("restored_from"):
+            return NotFoundError(
+                f"run {self.run_id} was restored from {restored_from} and knows no users; give the movies "
+                "they rated with --history, or copy the run's own folder here"
+            )
+        return NotFoundError(
+            f"user {user_id} is not among the {len(self.users)} users of run {self.run_id}; "
+            "give the movies they rated with --history"
+        )
 
     @cached_property
     def _histories(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import Bags, MovieId, Rows
-from embedstore.errors import NotFoundError, RunError, StoreError, UsageError
+from embedstore.errors import NotFoundError, RunError, StoreError, StoreUnreachableError, UsageError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Hit, Store
 from embedstore.stores.contract import collection_name
@@ -223,21 +223,21 @@ def live_collection(store: Store, alias: str, back: int = 0) -> tuple[str, str]:
                 raise
 
 
-def ask_live(resolved: Callable[[], tuple[Run, str]], ask: Callable[[Run, str], T]) -> T:
-    """Return ask(run, collection) for what resolved returns: a run, and the collection that is live.
+def ask_live(found: tuple[Run, str], look: Callable[[], tuple[Run, str]], ask: Callable[[Run, str], T]) -> T:
+    """Return ask(run, collection) for found, which look returned: the run and the collection that are live.
 
-    Where that was deleted in between, for what resolved returns by then: who looks at the alias a moment
-    before it moves and gc follows is answered by the new run. Raises what ask raises where resolved
-    returns the same collection again.
+    Where the alias moved since, and the collection was deleted or is that of another run, for what look
+    returns by then: who looked at the alias a moment before is answered by the new run. Raises what ask
+    raises where look returns the same again.
     """
-    run, collection = resolved()
     while True:
         try:
-            return ask(run, collection)
+            return ask(*found)
+        except StoreUnreachableError:
+            raise
         except (NotFoundError, StoreError):
-            before = collection
-            run, collection = resolved()
-            if collection == before:
+            (run, collection), found = found, look()
+            if (found[0].reference, found[1]) == (run.reference, collection):
                 raise
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from tests.faults import flips
 from tests.faults.report import Campaign
 
 __all__ = ["CAMPAIGNS"]
 
-CAMPAIGNS: list[Campaign] = []
+CAMPAIGNS: list[Campaign] = [
+    Campaign("flips under readers of a folder", flips.flips_of_a_folder, full=200, normal=20),
+    Campaign("flips under readers of a server", flips.flips_on_a_server, full=200, normal=20, server=True),
+]

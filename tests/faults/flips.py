@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -115,6 +115,7 @@ def _by_query(place: Place) -> Iterator[Ask]:
 
         def ask() -> Reading:
             answer = ask_live(
+                _live(place, store),
                 lambda: _live(place, store),
                 lambda run, name: recommend(run, store, history=HISTORY, k=K, collection=name),
             )
@@ -133,7 +134,7 @@ def _by_search(place: Place) -> Iterator[Ask]:
             hits = store.search(name, run.tower(run.movies.rows(HISTORY)), limit=K, exclude=HISTORY)
             return Reading(run.run_id, [(hit.movie_id, hit.score, hit.payload["run_id"]) for hit in hits])
 
-        yield lambda: ask_live(lambda: _live(place, store), search)
+        yield lambda: ask_live(_live(place, store), lambda: _live(place, store), search)
 
 
 def _live(place: Place, store: Store) -> tuple[Run, str]:
@@ -209,9 +210,7 @@ def _by_embedding(place: Place) -> Iterator[Ask]:
 def _raw(http: httpx.Client, body: Mapping[str, Any]) -> list[tuple[Any, float, str]]:
     answer = http.post("/collections/movies/points/query", json=body)
     points = answer.raise_for_status().json()["result"]["points"]
-    return [
-        (point["payload"]["movie_id"], point["score"], point["payload"]["run_id"]) for point in points
-    ]
+    return [(point["payload"]["movie_id"], point["score"], point["payload"]["run_id"]) for point in points]
 
 
 def _run_id_of_the_alias(http: httpx.Client) -> str:
@@ -268,8 +267,8 @@ class Readers:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        for process in self._processes:
-            self.findings.append(self._results.get(timeout=_READY_SECONDS))
+        found = [self._results.get(timeout=_READY_SECONDS) for _ in self._processes]
+        self.findings = sorted(found, key=lambda one: one.kind)
         for process in self._processes:
             process.join()
 

@@ -1,4 +1,4 @@
-"""plan, sync, status, verify, promote, rollback: from a run to the live collection."""
+"""plan, sync, status, verify: from a run to the live collection."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ __all__ = [
     "plan",
     "print_report",
     "progress_line",
-    "promote",
-    "rollback",
     "status",
     "sync",
     "verify",
@@ -215,33 +213,6 @@ def verify(run: str, runs_dir: Path, store_location: str, alias: str, *, as_json
     )
 
 
-@click.command()
-@click.argument("run")
-@runs_option
-@store_option
-@alias_option
-def promote(run: str, runs_dir: Path, store_location: str, alias: str) -> None:
-    """Point the alias at the collection of RUN, which `sync --no-promote` has made."""
-    from embedstore.sync import promote_run
-
-    with open_store_at(store_location) as store:
-        moved = promote_run(store, _find(runs_dir, run, store).reference, alias=alias)
-        now = store.live(alias).collection
-    click.echo(f"alias {alias} -> {now}" + ("" if moved else ", as before"))
-
-
-@click.command()
-@store_option
-@alias_option
-def rollback(store_location: str, alias: str) -> None:
-    """Point the alias at the collection that it named before the present one."""
-    from embedstore.sync import rollback as roll_back
-
-    with open_store_at(store_location) as store:
-        now = roll_back(store, alias=alias)
-    click.echo(f"alias {alias} -> {now.collection}")
-
-
 @contextmanager
 def _store_if_there(location: str) -> Iterator[Store | None]:
 
@@ -301,7 +272,7 @@ def _status_row(line: Status) -> list[object]:
     return [
         ", ".join(line.aliases),
         line.collection,
-        line.state or "damaged",
+        (line.state or "damaged") + (", pinned" if line.pinned else ""),
         None if points is None else f"{points:,}",
         line.dim,
         line.tower,

@@ -281,14 +281,22 @@ class Store(ABC):
         """Set Metadata.pinned, which keeps a collection from gc; None takes it off."""
 
     def drop(self, name: str) -> None:
-        """Delete a collection, or finish its deletion. Raises StoreError where an alias names it."""
+        """Delete a collection, or finish its deletion.
+
+        Raises StoreError where an alias names it or it is pinned, StoreLockedError where another process
+        builds it.
+        """
         with self.writer():
-            self._refuse_aliased(name)
+            self._refuse_needed(name)
             self._delete(name)
 
     @abstractmethod
     def _delete(self, name: str) -> None:
         """Delete a collection that no alias named a moment ago."""
+
+    def size(self, name: str) -> int | None:
+        """Return how many bytes of the disk a collection takes, None where the store does not tell."""
+        return None
 
     @abstractmethod
     def aliases(self) -> dict[str, str]:
@@ -434,12 +442,14 @@ class Store(ABC):
         if state != "sealed":
             raise StoreError(f"collection {name!r} is not finished; run `embedstore sync` to finish it")
 
-    def _refuse_aliased(self, name: str) -> None:
+    def _refuse_needed(self, name: str) -> None:
         for alias, target in self.aliases().items():
             if target == name:
                 raise StoreError(
                     f"collection {name!r} is what alias {alias!r} names; promote another run first"
                 )
+        if self.metadata(name).pinned is not None:
+            raise StoreError(f"collection {name!r} is pinned; `embedstore unpin` it first")
 
     def __enter__(self) -> Self:
         return self

@@ -255,17 +255,22 @@ class EdgeStore(Store):
             writing.dirty = False
 
     def scroll(self, name: str, *, vectors: bool = True, limit: int = 1000) -> Iterator[PointBatch]:
+        from concurrent.futures import ThreadPoolExecutor
+
         shard = self._any_shard(name)
         spec = self._record(name).metadata.spec
-        offset: Any = None
-        while True:
+
+        def page(offset: Any) -> tuple[Any, Any]:
             request = edge.ScrollRequest(offset=offset, limit=limit, with_payload=True, with_vector=vectors)
             with _engine(f"collection {name!r} cannot be read"):
-                records, offset = shard.scroll(request)
-            if records:
+                return shard.scroll(request)  # without the GIL
+
+        with ThreadPoolExecutor(1) as pool:  # reads on while a page is looked at
+            records, offset = page(None)
+            while records:
+                coming = None if offset is None else pool.submit(page, offset)
                 yield _batch_of(records, spec, vectors=vectors)
-            if offset is None:
-                return
+                records, offset = ([], None) if coming is None else coming.result()
 
     def count(self, name: str, *, filters: Filters = NO_FILTERS) -> int:
         shard = self._any_shard(name)
@@ -334,6 +339,12 @@ class EdgeStore(Store):
             (folder / _RECORD).unlink()
             sync_path(folder)
             _remove(folder)
+
+    def size(self, name: str) -> int | None:
+        try:
+            return _allocated(self.path / "collections" / name)
+        except OSError:  # being deleted, or of another user
+            return None
 
     # Aliases
 

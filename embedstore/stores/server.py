@@ -182,7 +182,7 @@ class ServerStore(Store):
     def revise(self, name: str, *, empty: bool = False) -> None:
         metadata = self.metadata(name)
         if empty:
-            self._refuse_aliased(name)
+            self._refuse_needed(name)
             noted = self._flips_in(name)
             self._rest.request("DELETE", _path(name))
             self._forget(name)
@@ -299,7 +299,7 @@ class ServerStore(Store):
             self._await_silence(name)
         self._patch(name, {"state": "deleting"})
         try:
-            self._refuse_aliased(name)
+            self._refuse_needed(name)
             since = (self._metadata_of(name) or {}).get(_PROMOTING)
             age = seconds_since(since)
             if age is not None and age < _PROMOTING_SECONDS:

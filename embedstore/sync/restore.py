@@ -34,7 +34,7 @@ from embedstore.stores.base import Store
 from embedstore.stores.contract import Metadata, collection_name
 from embedstore.sync.compare import Progress
 
-__all__ = ["RestoreReport", "find_collection", "rebuild", "rebuilt", "restore"]
+__all__ = ["RestoreReport", "bring", "find_collection", "rebuild", "rebuilt", "restore"]
 
 _LINE = ("movie_id", "title", "year", "genres", "popularity")
 _STAGING = ".restoring"  # in the folder of runs, where nobody takes it for one
@@ -80,7 +80,7 @@ def restore(
     if metadata.tower != "additive":
         raise RunError(
             f"collection {name!r} is of a run whose tower is {metadata.tower}, which is in its folder alone; "
-            f"copy the folder {metadata.run_id} to {runs_dir} from the machine that trained it"
+            f"{bring(metadata, runs_dir)}"
         )
     if metadata.debias is not None:
         raise RunError(
@@ -89,6 +89,20 @@ def restore(
         )
     rebuild(store, name, metadata, Path(runs_dir), progress=progress)
     return RestoreReport(name, metadata.run_id, str(path), metadata.count, written=True)
+
+
+def bring(metadata: Metadata, runs_dir: Path) -> str:
+    """Return what a person has to do who needs the folder of the run of a collection in runs_dir."""
+    import shlex
+    import socket
+
+    wanted = f"copy the folder {metadata.run_id} to {runs_dir} from"
+    if metadata.origin is None:
+        return f"{wanted} the machine that trained it"
+    host, _, path = metadata.origin.partition(":")
+    here = host == socket.gethostname()
+    command = ["cp" if here else "scp", "-r", path if here else metadata.origin, f"{runs_dir}/"]
+    return f"{wanted} where it was on {metadata.created_at[:10]}: `{shlex.join(command)}`"
 
 
 def find_collection(store: Store, reference: str, *, alias: str = "movies") -> tuple[str, Metadata]:

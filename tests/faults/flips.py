@@ -24,33 +24,50 @@ from embedstore.query.recommend import ask_live, live_collection, recommend
 from embedstore.runs.registry import find_run
 from embedstore.runs.run import Run
 from embedstore.stores.base import Store, open_store
-from embedstore.stores.connection import Connection
+from embedstore.stores.connection import Connection, Secret
 from embedstore.stores.contract import HISTORY_VECTOR, collection_name
 from embedstore.sync import sync
 from tests.builders import tiny_run
 from tests.faults.report import Count, StoreKind
 from tests.server_process import start_server
 
-__all__ = ["Findings", "Place", "Readers", "flips_of_a_folder", "flips_on_a_server", "two_runs"]
+__all__ = [
+    "HISTORY",
+    "Findings",
+    "Place",
+    "Readers",
+    "Truth",
+    "count_of",
+    "flips_of_a_folder",
+    "flips_on_a_server",
+    "two_runs",
+]
 
 HISTORY = (1, 5, 9)
 K = 10
 _READY_SECONDS = 60.0
 _PAUSE = 0.001  # so that who writes has a processor, too
 _KEPT = 5  # reproductions of each kind
-_NO_GRPC = Connection(grpc_port=0)
 RUN_IDS = ("20260101t000000-0001", "20260101t000000-0002")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where readers read: the folder of the runs, and the store."""
+    """Where readers read: the folder of the runs, and the store with its key."""
 
     runs_dir: Path
     store: str
+    key: str | None = None
 
     def opened(self) -> Store:
-        return open_store(self.store, connection=_NO_GRPC)
+        return open_store(
+            self.store, connection=Connection(Secret(self.key) if self.key else None, grpc_port=0)
+        )
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(
+            base_url=self.store, headers={"api-key": self.key} if self.key else {}, timeout=60
+        )
 
     @cached_property
     def truths(self) -> Mapping[str, Truth]:
@@ -170,7 +187,7 @@ def _by_history(place: Place) -> Iterator[Ask]:
         "limit": K,
         "with_payload": True,
     }
-    with httpx.Client(base_url=place.store, timeout=60) as http:
+    with place.http() as http:
 
         def ask() -> Reading:
             after = _run_id_of_the_alias(http)
@@ -186,7 +203,7 @@ def _by_history(place: Place) -> Iterator[Ask]:
 @contextmanager
 def _by_embedding(place: Place) -> Iterator[Ask]:
     """docs/contract.md, by a psi(X) of the application's own: an answer of another run is asked for anew."""
-    with httpx.Client(base_url=place.store, timeout=60) as http:
+    with place.http() as http:
         mine = RUN_IDS[0]
 
         def ask() -> Reading:
@@ -282,7 +299,7 @@ def flips_of_a_folder(folder: Path, size: int) -> list[Count]:
     """Readers in processes of their own loop over `query` (the function, and the program itself) and over
     Store.search, while an embedded store's alias goes to and fro between two runs of the same movies with
     other vectors. After every fourth flip the collection that was live is deleted, as by gc, and synced
-    again for the next; after every fifth the live one is damaged in its file and mended by sync.
+    again for the next; after every tenth the live one is damaged in its file and mended by sync.
 
     Every answer must be, movie by movie and score by score, what the plain formula makes of one of the two
     runs, the one that it names. An error is counted as lost.
@@ -296,10 +313,10 @@ def flips_of_a_folder(folder: Path, size: int) -> list[Count]:
         with Readers(place, ["query", "search", "program"]) as readers:
             for number in range(size):
                 _flip(store, runs[number % 2], runs[1 - number % 2], delete=number % 4 == 3)
-                if number % 5 == 4:
+                if number % 10 == 4:
                     _damage(Path(place.store), runs[number % 2])
                     assert sync(runs[number % 2], store).state == "repaired"
-    return [_count(found, size, "embedded", started) for found in readers.findings]
+    return [count_of(found, f"{size} flips", "embedded", started) for found in readers.findings]
 
 
 def flips_on_a_server(folder: Path, size: int) -> list[Count]:
@@ -317,7 +334,7 @@ def flips_on_a_server(folder: Path, size: int) -> list[Count]:
             with Readers(place, list(WAYS)) as readers:
                 for number in range(size):
                     _flip(store, runs[number % 2], runs[1 - number % 2], delete=number % 4 == 3)
-        return [_count(found, size, "server", started) for found in readers.findings]
+        return [count_of(found, f"{size} flips", "server", started) for found in readers.findings]
 
 
 def _flip(store: Store, run: Run, other: Run, *, delete: bool) -> None:
@@ -345,11 +362,12 @@ def _damage(folder: Path, run: Run) -> None:
     raise AssertionError(f"no file of {shards} holds the vector")
 
 
-def _count(found: Findings, size: int, store: StoreKind, started: float) -> Count:
+def count_of(found: Findings, during: str, store: StoreKind, started: float) -> Count:
+    """Return what a reader found as a count, of answers."""
     outcomes = {f"answered by {run_id}": n for run_id, n in sorted(found.answers.items())}
     outcomes |= {"error": len(found.errors)} if found.errors else {}
     return Count(
-        f"{size} flips under readers by {found.kind}",
+        f"{during}, as read by {found.kind}",
         store,
         sum(outcomes.values()),
         outcomes,

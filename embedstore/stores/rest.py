@@ -11,6 +11,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeVar, cast
 
@@ -31,6 +32,8 @@ __all__ = [
     "OverloadedError",
     "RestClient",
     "UnknownKeyError",
+    "acknowledged",
+    "anything",
     "persistently",
     "refusal",
     "seconds_of",
@@ -89,6 +92,15 @@ class UnknownKeyError(ForbiddenError):
     """The key is none of the server's, or there is none and one is asked for."""
 
 
+def anything(result: Any) -> Any:
+    return result
+
+
+def acknowledged(result: Any) -> Any:
+    """Return the result of a write, as Qdrant gives it: a bool, or with a status."""
+    return result if isinstance(result, bool) else result["status"]
+
+
 class Nodes(Generic[N]):
     """The nodes of a cluster: any can answer any request, and the one that answered last is asked first."""
 
@@ -145,18 +157,27 @@ class RestClient:
     def close(self) -> None:
         self._http.close()
 
-    def get(self, path: str, *, patient: bool = True) -> Any:
-        return self.request("GET", path, patient=patient)
+    def get(self, path: str, read: Callable[[Any], T], *, patient: bool = True) -> T:
+        return self.request("GET", path, read=read, patient=patient)
 
-    def request(self, method: str, path: str, body: Any = None, *, patient: bool = True) -> Any:
-        """Return the `result` of an answer, or the whole of it where it has none.
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        read: Callable[[Any], T] = acknowledged,
+        patient: bool = True,
+    ) -> T:
+        """Return what read makes of the `result` of an answer, or of the whole of it where it has none.
 
-        Raises StoreUnreachableError where no node answers, at once unless patient; NotFoundError for 404,
-        ConflictError for 409, ForbiddenError for 401 and 403, StoreError for what else the server refuses.
+        Raises StoreUnreachableError where no node answers, at once unless patient, and where read does not
+        find what it looks for, so that the answer was not Qdrant's; NotFoundError for 404, ConflictError
+        for 409, ForbiddenError for 401 and 403, StoreError for what else the server refuses.
         """
 
-        def send() -> Any:
-            return self._nodes.ask(lambda node: self._content(self._send(node, method, path, body), node))
+        def send() -> T:
+            return self._nodes.ask(lambda node: self._read(self._send(node, method, path, body), node, read))
 
         return persistently(send, self.seconds) if patient and self._connection.patient else send()
 
@@ -170,7 +191,7 @@ class RestClient:
         silent = []
         for node in self._nodes:
             try:
-                self._content(self._send(node, "GET", "/"), node)
+                self._read(self._send(node, "GET", "/"), node, anything)
             except StoreError as error:
                 silent.append(str(error))
         return silent
@@ -189,14 +210,15 @@ class RestClient:
             problem = NoAnswerError(_why_no_answer(node, error))
         raise problem  # without the error as its context, in whose frames the key is
 
-    def _content(self, answer: httpx.Response, node: Endpoint) -> Any:
+    def _read(self, answer: httpx.Response, node: Endpoint, read: Callable[[Any], T]) -> T:
         url, status = node.url, answer.status_code
         try:
             content = answer.json()
         except (ValueError, RecursionError):
             content = None
         if answer.is_success and isinstance(content, dict) and content.keys() & {"result", "version"}:
-            return content.get("result", content)
+            with suppress(AttributeError, KeyError, TypeError, ValueError):
+                return read(content.get("result", content))
         if answer.has_redirect_location:  # never followed, since the key would go along
             target = self._connection.without_key(answer.headers["location"])[:_MENTIONED]
             raise StoreError(f"store {url} redirects to {target} ({status}); give that place to --store")

@@ -20,6 +20,7 @@ from embedstore.stores.rest import (
     OverloadedError,
     RestClient,
     UnknownKeyError,
+    anything,
     seconds_of,
 )
 from embedstore.stores.server import ServerStore
@@ -61,7 +62,7 @@ def client(*urls: str) -> Iterator[RestClient]:
 def ask(script: Sequence[Act]) -> tuple[object, int]:
     """Return the answer to one request, and the number of requests that it took."""
     with HttpServer(*script) as server, client(server.url) as asked:
-        return asked.get("/x"), len(server.requests)
+        return asked.get("/x", anything), len(server.requests)
 
 
 AT_ONCE: list[tuple[str, Act, type[StoreError | NotFoundError], str]] = [
@@ -129,12 +130,34 @@ def test_what_will_not_get_better_fails_at_once(
 ) -> None:
     with HttpServer(act, OK) as server, client(server.url) as asked:
         with pytest.raises(error) as caught:
-            asked.get("/x")
+            asked.get("/x", anything)
         assert len(server.requests) == 1
     assert type(caught.value) is error
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
     assert pauses == []
+
+
+WRITTEN = [answer(content={"result": result}) for result in (True, False, {"status": "acknowledged"})]
+
+
+@pytest.mark.parametrize("act", WRITTEN)
+def test_what_qdrant_says_to_a_write(act: Act, pauses: list[float]) -> None:
+    with HttpServer(act) as server, client(server.url) as asked:
+        asked.request("PUT", "/x", {})
+
+
+@pytest.mark.parametrize("result", [None, 7, [], {"hello": ["world"]}, "ok"], ids=str)
+def test_an_answer_to_another_question_is_none(result: object, pauses: list[float]) -> None:
+    with (
+        HttpServer(answer(content={"result": result, "status": "ok"})) as server,
+        client(server.url) as asked,
+    ):
+        with pytest.raises(StoreUnreachableError, match=r"answers PUT with 200 and .*, not as Qdrant does"):
+            asked.request("PUT", "/x", {})
+        with pytest.raises(StoreUnreachableError, match=r"answers GET with 200 and .*, not as Qdrant does"):
+            asked.get("/x", lambda found: found["aliases"])
+        assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("act", [case[1] for case in AGAIN], ids=[case[0] for case in AGAIN])
@@ -151,10 +174,10 @@ def test_but_not_for_ever_and_not_by_who_is_in_a_hurry(
     monkeypatch.setattr(rest, "_TRIES", 3)
     with HttpServer(act) as server, client(server.url) as asked:
         with pytest.raises(OverloadedError) as caught:
-            asked.get("/x")
+            asked.get("/x", anything)
         assert (len(server.requests), len(pauses)) == (3, 2)
         with pytest.raises(OverloadedError):
-            asked.get("/x", patient=False)
+            asked.get("/x", anything, patient=False)
         assert (len(server.requests), len(pauses)) == (4, 2)
     assert isinstance(caught.value, StoreUnreachableError)
     assert "\n" not in str(caught.value)
@@ -166,7 +189,7 @@ def test_no_try_begins_after_the_time_of_a_request(monkeypatch: pytest.MonkeyPat
         asked.seconds = 0.6
         started = time.monotonic()
         with pytest.raises(NoAnswerError, match="timed out"):
-            asked.get("/x")
+            asked.get("/x", anything)
         assert 0.2 <= time.monotonic() - started < 0.6 + 0.2 + 0.5
         assert len(server.requests) <= 3
 
@@ -205,7 +228,7 @@ def test_a_redirect_is_not_followed_with_the_key(pauses: list[float]) -> None:
     with HttpServer(OK) as thief:
         with HttpServer(answer(301, "", location=thief.url)) as server, client(server.url) as asked:
             with pytest.raises(StoreError, match=f"redirects to {thief.url}"):
-                asked.get("/x")
+                asked.get("/x", anything)
             assert server.requests[0].headers["api-key"] == KEY
         assert thief.requests == []
 
@@ -217,7 +240,7 @@ def test_a_key_over_plain_http_does_not_pass_the_proxy_of_the_environment(
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url)
         with client(server.url) as asked:
-            assert asked.get("/x") == 7
+            assert asked.get("/x", anything) == 7
         assert proxy.requests == []
 
 
@@ -234,7 +257,7 @@ def test_an_answer_that_holds_the_key_is_told_without_it(
 
 def test_the_next_node_answers_without_a_pause(pauses: list[float]) -> None:
     with HttpServer(OK) as server, client("http://127.0.0.1:9", server.url) as asked:
-        assert asked.get("/x") == 7
+        assert asked.get("/x", anything) == 7
     assert pauses == []
 
 
@@ -244,7 +267,7 @@ def test_a_node_that_answers_is_quoted_rather_than_one_that_is_away(pauses: list
         client("http://127.0.0.1:9", server.url, "http://127.0.0.1:9") as asked,
         pytest.raises(StoreUnreachableError, match=r"500: .*no quorum"),
     ):
-        asked.get("/x", patient=False)
+        asked.get("/x", anything, patient=False)
 
 
 def test_an_overloaded_node_is_passed_by(pauses: list[float]) -> None:
@@ -253,7 +276,7 @@ def test_an_overloaded_node_is_passed_by(pauses: list[float]) -> None:
         HttpServer(OK) as server,
         client(busy.url, server.url) as asked,
     ):
-        assert asked.get("/x") == 7
+        assert asked.get("/x", anything) == 7
     assert pauses == []
 
 
@@ -264,7 +287,7 @@ def test_a_dead_server_and_an_unknown_name_are_told_apart(pauses: list[float]) -
         (f"http://{'a' * 64}.invalid", "the name is unknown"),
     ]:
         with client(url) as asked, pytest.raises(StoreUnreachableError, match=advice):
-            asked.get("/x", patient=False)
+            asked.get("/x", anything, patient=False)
 
 
 def test_the_port_of_grpc_is_recognised(pauses: list[float]) -> None:
@@ -273,7 +296,7 @@ def test_the_port_of_grpc_is_recognised(pauses: list[float]) -> None:
         client(f"http://127.0.0.1:{server.port}") as asked,
         pytest.raises(StoreUnreachableError, match="the port of its gRPC"),
     ):
-        asked.get("/x", patient=False)
+        asked.get("/x", anything, patient=False)
 
 
 def test_plain_http_where_tls_was_expected(pauses: list[float]) -> None:
@@ -282,7 +305,7 @@ def test_plain_http_where_tls_was_expected(pauses: list[float]) -> None:
         client(server.url.replace("http:", "https:")) as asked,
         pytest.raises(StoreUnreachableError, match="does it speak plain http"),
     ):
-        asked.get("/x", patient=False)
+        asked.get("/x", anything, patient=False)
 
 
 def test_the_clock_of_the_server(pauses: list[float]) -> None:

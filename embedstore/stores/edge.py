@@ -624,9 +624,12 @@ class EdgeStore(Store):
             try:
                 opened = self._open_sealed(name, record, doubtful=doubtful)
             except StoreError:
-                if self._record(name).generation != record.generation:
-                    continue  # a repair replaced the generation between reading the record and opening it
-                raise
+                if self._record(name).generation == record.generation:
+                    raise
+                continue  # a repair replaced the generation between reading the record and opening it
+            if self._record(name).generation != record.generation:
+                _close(opened.shard)  # and of what is being removed, Edge may have found only a part
+                continue
             if known is not None:
                 known.close()
             self._reading[name] = opened
@@ -932,8 +935,11 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
+    """Remove a file or folder; a folder is moved away first, since a reader may just be writing to it."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        doomed = path.with_name(f".{secrets.token_hex(4)}.removed")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
 

@@ -49,6 +49,7 @@ COMMANDS = {
     "tune": "embedstore.cli.tune:tune",
     "unpin": "embedstore.cli.lifecycle:unpin",
     "verify": "embedstore.cli.sync:verify",
+    "watch": "embedstore.cli.watch:watch",
 }
 
 INTERRUPTED = 130

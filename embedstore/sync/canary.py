@@ -140,7 +140,8 @@ def compare_live(
     name = collection_name(alias, run.reference)
     collection = name if _serves(run, store, name) else None
     movies = _both(run, live)
-    histories = (_history(run, person) for person in people or _sample(run, sample))
+    who = _sample(run, sample) if people is None else people
+    histories = (_history(run, person) for person in who)
     ask = _by_vectors(run, k) if collection is None else _by_store(run, store, collection, k)
     asked = [(live, _by_store(live, store, live_name, k)), (run, ask)]
     (before, after), n_left_out = _ask(histories, movies, asked, min(k, len(movies)))

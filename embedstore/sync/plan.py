@@ -13,6 +13,7 @@ from embedstore.stores.contract import collection_name, valid_alias
 from embedstore.sync.compare import Progress, compare
 from embedstore.sync.gates import Gate, GateResult, check_gates
 from embedstore.sync.upsert import existing, refuse_clash, validate_run
+from embedstore.sync.verify import wrong_metadata
 
 __all__ = ["Plan", "plan"]
 
@@ -21,9 +22,9 @@ __all__ = ["Plan", "plan"]
 class Plan:
     """What sync would do. state: create, resume, repair, rebuild or unchanged.
 
-    write and delete count points; where state is resume, write is the most it can be, since an
-    unfinished collection is read by its writer alone. flip_from is None where alias is new. gates: what
-    they say now; none where the alias would stay.
+    write and delete count points; where state is resume, or the metadata are wrong, write is the most it
+    can be, since an unfinished collection is read by its writer alone. flip_from is None where alias is new.
+    gates: what they say now; none where the alias would stay.
     """
 
     collection: str
@@ -65,6 +66,8 @@ def plan(
         metadata = existing(run, store, name)
         if metadata is not None and metadata.state != "sealed":
             state = "resume"
+        elif metadata is not None and (wrong := wrong_metadata(metadata, run)):
+            state, changes = "repair", tuple(wrong)
         elif metadata is not None and store.intact(name):
             state, write = "unchanged", 0
         elif metadata is not None:

@@ -157,7 +157,7 @@ def test_a_live_dense_run_whose_folder_is_elsewhere_cannot_answer(tmp_path: Path
     old = tiny_run(tmp_path, run_id=OLD, additive=False)
     sync(old, store)
     shutil.rmtree(old.path)
-    with pytest.raises(NotFoundError, match=f"run {OLD} is not in .*, and its tower is in its folder alone"):
+    with pytest.raises(NotFoundError, match=f"run {OLD} is not in .* is in its folder alone"):
         compare_live(tiny_run(tmp_path, run_id=NEW), store)
 
 

@@ -346,14 +346,20 @@ def recommendations_of(
             rank=rank,
             movie_id=hit.movie_id,
             score=hit.score,
-            title=hit.payload.get("title"),
-            year=hit.payload.get("year"),
-            genres=tuple(hit.payload.get("genres") or ()),
+            title=_told(hit, "title", str),
+            year=_told(hit, "year", int),
+            genres=tuple(genre for genre in _told(hit, "genres", list) or () if isinstance(genre, str)),
             explanation=None if explanations is None else explanations[rank - 1],
             cold=bool(hit.payload.get("cold")),
         )
         for rank, hit in enumerate(hits, start=1)
     ]
+
+
+def _told(hit: Hit, key: str, kind: type[T]) -> T | None:
+    """Return what a movie says of itself, None where it does not: other hands may have written it."""
+    value = hit.payload.get(key)
+    return value if isinstance(value, kind) else None
 
 
 def known_rows(run: Run, person: Person) -> tuple[Rows, list[MovieId]]:

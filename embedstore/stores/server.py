@@ -215,11 +215,7 @@ class ServerStore(Store):
         calm, pause = 0, 0.02
         while calm < 2:
             info = self._info(name)
-            if info["status"] == "red" or info["optimizer_status"] != "ok":
-                raise StoreError(
-                    f"collection {name!r} is {info['status']} on the server (optimizer: "
-                    f"{info['optimizer_status']}); look at the server's log"
-                )
+            _refuse_failing(name, info)
             if info["status"] == "grey":  # optimisations wait for a nudge, which any update is
                 self._rest.request("PATCH", _path(name), {"optimizers_config": {}})
             calm = calm + 1 if _is_calm(info) else 0
@@ -392,7 +388,7 @@ class ServerStore(Store):
         for movie_id, key in zip(movie_ids, ids, strict=True):
             if found.get(key) is None:
                 raise NotFoundError(f"movie {movie_id} is not in collection {name!r}")
-        return np.array([found[key] for key in ids], dtype=np.float32).reshape(len(ids), -1)
+        return rows_of([found[key] for key in ids], self.metadata(name).dim)
 
     def nearest(
         self, name: str, queries: Sequence[Query], limit: int, *, with_vectors: bool = False
@@ -408,7 +404,10 @@ class ServerStore(Store):
             bodies.append(body)
 
         def hits_in(answer: Any) -> list[Hit]:
-            return [_hit(point, name) for point in answer["points"]]
+            return [
+                Hit.of(name, point["id"], point["score"], point.get("payload"), _unnamed(point))
+                for point in answer["points"]
+            ]
 
         def all_in(count: int, answers: Any) -> list[list[Hit]]:
             return [hits_in(answer) for answer, _ in zip(answers, range(count), strict=True)]
@@ -521,6 +520,10 @@ class ServerStore(Store):
         self._bulk_client()
         return str(self._bulk_reason)
 
+    def require_maintained(self, name: str) -> None:
+        """Raise StoreError where the server says that it cannot maintain a collection, as on a full disk."""
+        _refuse_failing(name, self._info(name))
+
     def clock_skew(self) -> float | None:
         """Return how many seconds the server's clock is ahead of ours, None where it does not tell."""
         return self._rest.clock_skew()
@@ -616,12 +619,15 @@ class ServerStore(Store):
         vectors = info["config"]["params"]["vectors"]
         named = {"": vectors} if "size" in vectors else vectors
         expected = {"", HISTORY_VECTOR} if found.spec.additive else {""}
-        for key in sorted(expected | set(named)):
-            size, distance = named.get(key, {}).get("size"), named.get(key, {}).get("distance")
-            if key in expected and (size, distance) != (found.dim, "Dot"):
+        for key in sorted(expected):
+            params = named.get(key, {})
+            size, distance = params.get("size"), params.get("distance")
+            kind = "many vectors" if params.get("multivector_config") else params.get("datatype") or "float32"
+            if (size, distance, kind) != (found.dim, "Dot", "float32"):
                 raise StoreError(
-                    f"collection {name!r} has vector {key!r} of width {size} and distance {distance}, "
-                    f"expected {found.dim} and Dot; delete the collection and run `embedstore sync` again"
+                    f"collection {name!r} has vector {key!r} of width {size}, distance {distance} and type "
+                    f"{kind}, expected {found.dim}, Dot and float32; delete the collection and run "
+                    "`embedstore sync` again"
                 )
         return found
 
@@ -667,9 +673,10 @@ class ServerStore(Store):
         """Give the flips that a collection remembers to those that their aliases name now."""
         content = self._metadata_of(name) or {}
         for alias, target in self.aliases().items():
-            if flips := _noted(content, name, alias):
+            if (flips := _noted(content, name, alias)) and self._is_ours(target):
                 moved = [{"alias": alias, **asdict(flip)} for flip in flips]
-                kept = sorted([*moved, *self._flips_in(target)], key=lambda flip: str(flip.get("at")))
+                known = [flip for flip in self._flips_in(target) if isinstance(flip, dict)]
+                kept = sorted([*moved, *known], key=lambda flip: str(flip.get("at")))
                 self._patch(target, {_PROMOTIONS: kept[-_PROMOTIONS_KEPT:]})
 
     # Many points
@@ -771,6 +778,14 @@ def _creation(spec: CollectionSpec, metadata: Mapping[str, Any]) -> dict[str, An
     return body | {key: value for key, value in layout.items() if value is not None}
 
 
+def _refuse_failing(name: str, info: Mapping[str, Any]) -> None:
+    if info["status"] == "red" or info["optimizer_status"] != "ok":
+        raise StoreError(
+            f"collection {name!r} is {info['status']} on the server (optimizer: "
+            f"{info['optimizer_status']}); look at the server's log"
+        )
+
+
 def _is_calm(info: Mapping[str, Any]) -> bool:
     queue = info.get("update_queue") or {}
     return info["status"] == "green" and not queue.get("length") and not queue.get("deferred_points")
@@ -785,23 +800,6 @@ def _filter_of(filters: Filters, exclude: Sequence[MovieId]) -> dict[str, Any] |
     if exclude:
         condition["must_not"] = [{"has_id": sorted({point_id(movie) for movie in exclude}, key=str)}]
     return condition or None
-
-
-def _hit(point: Mapping[str, Any], name: str) -> Hit:
-    payload = point.get("payload") or {}
-    if "movie_id" not in payload:
-        raise StoreError(
-            f"point {point['id']} of collection {name!r} has no movie_id; repair it with `embedstore sync`"
-        )
-    if point["score"] is None:  # gRPC takes NaN from anybody, and JSON has no word for it
-        raise StoreError(
-            f"point {point['id']} of collection {name!r} holds NaN or infinity; "
-            "repair it with `embedstore sync`"
-        )
-    vector = _unnamed(point)
-    return Hit(
-        payload["movie_id"], point["score"], payload, None if vector is None else np.array(vector, np.float32)
-    )
 
 
 def _unnamed(record: Mapping[str, Any]) -> Sequence[float] | None:

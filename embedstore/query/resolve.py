@@ -13,7 +13,7 @@ from embedstore.runs.manifest import reference_of
 from embedstore.runs.registry import LIVE, RUN_ID, find_run
 from embedstore.runs.run import Run
 from embedstore.stores.base import Store
-from embedstore.stores.contract import Metadata, collection_name
+from embedstore.stores.contract import collection_name
 
 __all__ = ["Say", "resolve"]
 
@@ -60,37 +60,26 @@ def resolve(
 
 
 def _restored(store: Store, name: str, runs_dir: Path, say: Say | None) -> Run:
-    metadata = store.metadata(name)
-    if say is None or metadata.tower != "additive":
-        raise NotFoundError(_how_to_bring(name, metadata, runs_dir))
-    from embedstore.sync.restore import rebuild, rebuilt
+    from embedstore.sync.restore import bring, rebuild, rebuilt
 
+    metadata = store.metadata(name)
     lacking = f"run {metadata.run_id} is not in {runs_dir}"
+    if metadata.tower != "additive":
+        raise NotFoundError(
+            f"{lacking}, and its {metadata.tower} tower is in its folder alone; {bring(metadata, runs_dir)}"
+        )
+    if say is None:
+        raise NotFoundError(f"{lacking}; `embedstore runs restore {name}`, or {bring(metadata, runs_dir)}")
     if metadata.debias is not None or not _writable(runs_dir):
-        say(f"{lacking}; rebuilt from {name} for this command alone: it knows no users")
+        say(f"{lacking}; rebuilt from {name} for this command alone, it knows no users")
         return rebuilt(store, name, metadata)
     try:
         rebuild(store, name, metadata, runs_dir)
-        say(f"{lacking}; restored there from {name}: it knows no users")
+        say(f"{lacking}; restored there from {name}, it knows no users")
     except RunError:
         if not (runs_dir / metadata.run_id).exists():  # else another process was faster
             raise
     return find_run(runs_dir, metadata.run_id)
-
-
-def _how_to_bring(name: str, metadata: Metadata, runs_dir: Path) -> str:
-    """Return the sentence for a run that is not here: where it was made, and what brings it."""
-    import shlex
-
-    made = f"copy its folder here from the machine that trained it ({metadata.created_at})"
-    if metadata.origin is not None:
-        made = (
-            f"copy its folder here from where it was on {metadata.created_at}: "
-            f"`scp -r {shlex.quote(metadata.origin)} {shlex.quote(str(runs_dir))}/`"
-        )
-    if metadata.tower == "additive" and metadata.debias is None:
-        return f"run {metadata.run_id} is not in {runs_dir}; run `embedstore runs restore {name}`, or {made}"
-    return f"run {metadata.run_id} is not in {runs_dir}, and its tower is in its folder alone; {made}"
 
 
 def _writable(folder: Path) -> bool:

@@ -69,6 +69,7 @@ __all__ = ["EdgeStore"]
 
 STORE_SCHEMA = 1
 _STORE_FILE = "embedstore.json"
+_STORE_CONTENT = '{"schema": 1, "engine": "qdrant-edge"}'
 _RECORD = "collection.json"
 _CHECKED = "checked.json"
 _RECORD_FIELDS = ("schema", "metadata", "generation", "files", "edge_config")
@@ -84,6 +85,7 @@ _BATCH_QUERIES = 64
 _BLOCK = 1 << 20
 _READ_EACH_TIME = 1 << 20  # bytes: Edge touches the smaller files whenever it opens or closes a shard
 _LOADING_SECONDS = 5
+_IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 _INDEX_TYPES = {"keyword": edge.PayloadSchemaType.Keyword, "integer": edge.PayloadSchemaType.Integer}
 _EXACT = edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10000)
 
@@ -366,15 +368,29 @@ class EdgeStore(Store):
     # Aliases
 
     def aliases(self) -> dict[str, str]:
+        targets, damaged = self.readable_aliases()
+        for error in damaged.values():
+            raise error
+        return targets
+
+    def readable_aliases(self) -> tuple[dict[str, str], dict[str, StoreError]]:
+        """Return what aliases returns, of the files that can be read, and by alias why the others cannot."""
+        targets: dict[str, str] = {}
+        damaged: dict[str, StoreError] = {}
         with _disk(self.path):
-            paths = sorted((self.path / "aliases").glob("[!.]*.json"))
-            return {path.name.removesuffix(".json"): _read_alias(path)["collection"] for path in paths}
+            for path in sorted((self.path / "aliases").glob("[!.]*.json")):
+                alias = path.name.removesuffix(".json")
+                try:
+                    targets[alias] = _read_alias(path)["collection"]
+                except StoreError as error:
+                    damaged[alias] = error
+        return targets, damaged
 
     def _flip(self, alias: str, name: str, note: Note) -> bool:
         path = self.path / "aliases" / f"{alias}.json"
         with _disk(self.path):
             path.parent.mkdir(exist_ok=True)
-            before: dict[str, Any] = {"collection": None, "promotions": []}
+            before: dict[str, Any] = {"collection": None}
             with suppress(StoreDamagedError, FileNotFoundError):  # a flip mends it
                 before = _read_alias(path)
             if before["collection"] == name:
@@ -414,7 +430,7 @@ class EdgeStore(Store):
             part = queries[start : start + _BATCH_QUERIES]
             made = [(query.vector.tolist(), _filter_of(query.filters, query.exclude)) for query in part]
             answers += [
-                [_hit(point, with_vectors) for point in found]
+                [_hit(name, point, with_vectors) for point in found]
                 for found in _query(shard, name, made, limit, with_vectors)
             ]
         return answers
@@ -424,12 +440,11 @@ class EdgeStore(Store):
         ids = [point_id(movie_id) for movie_id in movie_ids]
         with _engine(f"collection {name!r} cannot be read"):
             records = shard.retrieve(list(ids), with_payload=False, with_vector=True)
-        found: dict[PointId, Any] = {_plain_id(record.id): record.vector for record in records}
+        found: dict[PointId, Any] = {_plain_id(record.id): _unnamed(record.vector) for record in records}
         for movie_id, key in zip(movie_ids, ids, strict=True):
-            if key not in found:
+            if found.get(key) is None:
                 raise NotFoundError(f"movie {movie_id} is not in collection {name!r}")
-        rows = [_unnamed(found[key]) for key in ids]
-        return np.array(rows, dtype=np.float32).reshape(len(ids), -1)
+        return rows_of([found[key] for key in ids], self._record(name).metadata.dim)
 
     # The writer lock
 
@@ -465,20 +480,30 @@ class EdgeStore(Store):
 
     def locked(self) -> bool:
         """Whether another process writes now. Takes the lock for an instant, so it is not for a loop."""
-        try:
-            with open(self.path / "lock", "rb") as file:
-                import fcntl
+        import fcntl
 
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except FileNotFoundError:
-            return False
+        with _disk(self.path):
+            try:
+                with open(self.path / "lock", "rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except FileNotFoundError:
+                return False
         return False
+
+    def leftovers(self) -> list[str]:
+        """Return the folders of collections that were being made or deleted; the next writer removes them."""
+        with _disk(self.path):
+            folders = (self.path / "collections").glob("*")
+            return sorted(path.name for path in folders if not (path / _RECORD).exists())
 
     def room(self) -> tuple[int, int]:
         """Return how many bytes are free, and how many a collection like the largest one needs."""
-        specs = [self.metadata(name) for name in self.collections()]
+        specs = []
+        for name in self.collections():
+            with suppress(StoreError, NotFoundError):  # a damaged one is reported by whoever asks for it
+                specs.append(self.metadata(name))
         needed = max((_expected_bytes(found.count, found.spec, self.path) for found in specs), default=0)
         return shutil.disk_usage(self.path).free, needed
 
@@ -528,13 +553,15 @@ class EdgeStore(Store):
             cached = self._records.get(name)
             if cached is not None and cached[0] == state:
                 return cached[1]
-            content = _read_json(path, _RECORD_FIELDS, _SYNC_AGAIN)
+            content = _read_json(path, _SYNC_AGAIN, _RECORD_FIELDS)
         except (FileNotFoundError, NotADirectoryError):
             raise NotFoundError(
                 f"no collection {name!r} in store {self.path}; list them with `embedstore status`"
             ) from None
         except OSError as error:
-            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+            raise StoreError(
+                f"{path} cannot be read: {error.strerror}; mend that, or {_SYNC_AGAIN}"
+            ) from error
         try:
             record = _Record(
                 metadata=Metadata.from_dict(content["metadata"], name=name),
@@ -602,9 +629,12 @@ class EdgeStore(Store):
             try:
                 opened = self._open_sealed(name, record, doubtful=doubtful)
             except StoreError:
-                if self._record(name).generation != record.generation:
-                    continue  # a repair replaced the generation between reading the record and opening it
-                raise
+                if self._record(name).generation == record.generation:
+                    raise
+                continue  # a repair replaced the generation between reading the record and opening it
+            if self._record(name).generation != record.generation:
+                _close(opened.shard)  # and of what is being removed, Edge may have found only a part
+                continue
             if known is not None:
                 known.close()
             self._reading[name] = opened
@@ -680,7 +710,7 @@ def _make_store(path: Path) -> None:
     if path.is_dir() and any(not child.name.endswith(".tmp") for child in path.iterdir()):
         raise StoreError(f"folder {path} is not empty and not a store of embedstore; choose another --store")
     path.mkdir(parents=True, exist_ok=True)
-    replace_file(path / _STORE_FILE, b'{"schema": 1, "engine": "qdrant-edge"}\n')
+    replace_file(path / _STORE_FILE, f"{_STORE_CONTENT}\n".encode())
     sync_path(path.parent)
 
 
@@ -691,9 +721,9 @@ def _check_store(path: Path) -> None:
         if path.is_dir() and any(path.iterdir()):
             raise StoreError(f"folder {path} is not a store of embedstore; choose another --store")
         raise NotFoundError(f"no store at {path}; make one with `embedstore sync`")
-    content = _read_json(path / _STORE_FILE)
-    if not isinstance(content.get("schema"), int):
-        raise StoreError(f"{path / _STORE_FILE} has no schema; it is damaged, restore it")
+    advice = f"write {_STORE_CONTENT} into it"
+    if not isinstance(_read_json(path / _STORE_FILE, advice).get("schema"), int):
+        raise StoreError(f"{path / _STORE_FILE} is damaged: it has no schema; {advice}")
 
 
 @contextmanager
@@ -705,7 +735,8 @@ def _disk(path: Path) -> Iterator[None]:
         where = error.filename or path
         if error.errno == errno.EROFS:
             raise StoreError(f"store {path} is on a read-only file system; choose another --store") from error
-        raise StoreError(f"store {path}: {where}: {error.strerror or error}") from error
+        advice = "; something else is in its place, move it away" if error.errno in _IN_THE_WAY else ""
+        raise StoreError(f"store {path}: {where}: {error.strerror or error}{advice}") from error
 
 
 @contextmanager
@@ -719,10 +750,11 @@ def _engine(what: str) -> Iterator[None]:
         raise
 
 
-def _read_json(path: Path, fields: Sequence[str] = (), mend: str = "restore it") -> dict[str, Any]:
+def _read_json(path: Path, mend: str, fields: Sequence[str] = ()) -> dict[str, Any]:
     """Return a JSON object. Raises StoreDamagedError where the file holds another thing, OSError as open.
 
-    fields: of a file with a digest, where one of an older version has none; see damage_of.
+    mend: what to do then. fields: of a file with a digest, where one of an older version has none; see
+    damage_of.
     """
     try:
         raw = path.read_bytes()
@@ -742,14 +774,15 @@ def _read_json(path: Path, fields: Sequence[str] = (), mend: str = "restore it")
 
 
 def _read_alias(path: Path) -> dict[str, Any]:
-    content = _read_json(path, _ALIAS_FIELDS, _PROMOTE_AGAIN)
-    if not isinstance(content.get("collection"), str) or not isinstance(content.get("promotions"), list):
+    content = _read_json(path, _PROMOTE_AGAIN, _ALIAS_FIELDS)
+    if not isinstance(content.get("collection"), str):
         raise StoreDamagedError(f"{path} is damaged: it names no collection; {_PROMOTE_AGAIN}")
     return content
 
 
 def _flips_of(alias_file: Mapping[str, Any]) -> list[Promotion]:
-    flips = [Promotion.from_dict(entry) for entry in alias_file["promotions"]]
+    noted = alias_file.get("promotions")
+    flips = [Promotion.from_dict(entry) for entry in noted] if isinstance(noted, list) else []
     return [flip for flip in flips if flip is not None]
 
 
@@ -782,7 +815,7 @@ def _mend_config(folder: Path, record: _Record) -> None:
     if record.edge_config is None or not folder.is_dir():
         return
     with suppress(StoreError, OSError):
-        if _read_json(folder / _EDGE_CONFIG) == json.loads(record.edge_config):
+        if _read_json(folder / _EDGE_CONFIG, "") == json.loads(record.edge_config):
             return
     with _disk(folder):
         replace_file(folder / _EDGE_CONFIG, record.edge_config.encode())
@@ -893,7 +926,7 @@ def _is_large(stamp: Sequence[int]) -> bool:
 def _stamps(folder: Path, record: _Record) -> Mapping[str, Sequence[int]]:
     """Return the stamps that the large files of a collection had when they were found right."""
     try:
-        content = _read_json(folder / _CHECKED)
+        content = _read_json(folder / _CHECKED, "")
     except (StoreError, OSError):
         return {}
     files = content.get("files")
@@ -950,8 +983,11 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
+    """Remove a file or folder; a folder is moved away first, since a reader may just be writing to it."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        doomed = path.with_name(f".{secrets.token_hex(4)}.removed")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
 
@@ -1004,13 +1040,13 @@ def _query(
         return list(shard.query_batch(edge.QueryBatchRequest(requests)))
 
 
-def _hit(point: Any, with_vectors: bool) -> Hit:
-    vector = np.array(_unnamed(point.vector), np.float32) if with_vectors else None
-    return Hit(point.payload["movie_id"], point.score, point.payload, vector)
+def _hit(name: str, point: Any, with_vectors: bool) -> Hit:
+    vector = _unnamed(point.vector) if with_vectors else None
+    return Hit.of(name, _plain_id(point.id), point.score, point.payload, vector)
 
 
 def _unnamed(vector: Any) -> Any:
-    return vector[""] if isinstance(vector, dict) else vector
+    return vector.get("") if isinstance(vector, dict) else vector
 
 
 def _plain_id(value: Any) -> PointId:

@@ -31,7 +31,7 @@ from embedstore.stores.base import Store
 from embedstore.stores.contract import Metadata, collection_name
 from embedstore.sync.compare import Progress
 
-__all__ = ["RestoreReport", "find_collection", "rebuild", "rebuilt", "restore"]
+__all__ = ["RestoreReport", "bring", "find_collection", "rebuild", "rebuilt", "restore"]
 
 _LINE = ("movie_id", "title", "year", "genres", "popularity")
 
@@ -76,7 +76,7 @@ def restore(
     if metadata.tower != "additive":
         raise RunError(
             f"collection {name!r} is of a run whose tower is {metadata.tower}, which is in its folder alone; "
-            f"copy the folder {metadata.run_id} to {runs_dir} from the machine that trained it"
+            f"{bring(metadata, runs_dir)}"
         )
     if metadata.debias is not None:
         raise RunError(
@@ -85,6 +85,20 @@ def restore(
         )
     rebuild(store, name, metadata, Path(runs_dir), progress=progress)
     return RestoreReport(name, metadata.run_id, str(path), metadata.count, written=True)
+
+
+def bring(metadata: Metadata, runs_dir: Path) -> str:
+    """Return what a person has to do who needs the folder of the run of a collection in runs_dir."""
+    import shlex
+    import socket
+
+    wanted = f"copy the folder {metadata.run_id} to {runs_dir} from"
+    if metadata.origin is None:
+        return f"{wanted} the machine that trained it"
+    host, _, path = metadata.origin.partition(":")
+    here = host == socket.gethostname()
+    command = ["cp" if here else "scp", "-r", path if here else metadata.origin, f"{runs_dir}/"]
+    return f"{wanted} where it was on {metadata.created_at[:10]}: `{shlex.join(command)}`"
 
 
 def find_collection(store: Store, reference: str, *, alias: str = "movies") -> tuple[str, Metadata]:
@@ -136,14 +150,14 @@ def rebuild(
         save_array(path / "histories/user_ids.npy", np.zeros(0, np.int64))
         save_array(path / "histories/offsets.npy", np.zeros(1, np.int64))
         save_array(path / "histories/movie_rows.npy", np.zeros(0, np.int32))
-        config = {"restored_from": name, "debias": metadata.debias, "origin": metadata.origin}
+        told = {key: getattr(metadata, key) for key in ("debias", "origin", "measured_on")}
         manifest = describe_run(
             path,
             dataset={"n_users": 0, "n_movies": metadata.count, "n_ratings": n_ratings},
-            config={key: value for key, value in config.items() if value is not None},
+            config={"restored_from": name} | {key: value for key, value in told.items() if value is not None},
             embedding_dim=metadata.dim,
             tower=metadata.tower,
-            metrics={},
+            metrics=metadata.metrics or {},
             git_commit=None,
         )
         if manifest.fingerprint != metadata.fingerprint:

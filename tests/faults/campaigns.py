@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from tests.faults import flips, kills
 from tests.faults.report import Campaign
 
 __all__ = ["CAMPAIGNS"]
 
-CAMPAIGNS: list[Campaign] = []
+CAMPAIGNS: list[Campaign] = [
+    Campaign("kills", kills.of_commands, full=700, normal=60),
+    Campaign("kills-server", kills.of_commands_on_a_server, full=300, normal=14, server=True),
+    Campaign("flips under readers of a folder", flips.flips_of_a_folder, full=200, normal=20),
+    Campaign("flips under readers of a server", flips.flips_on_a_server, full=200, normal=20, server=True),
+]

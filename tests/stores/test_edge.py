@@ -18,7 +18,8 @@ from embedstore.runs.manifest import digest_of
 from embedstore.runs.run import Run
 from embedstore.stores import edge
 from embedstore.stores.base import open_store
-from embedstore.sync import sync, verify
+from embedstore.sync import promote_run, sync, verify
+from embedstore.sync.doctor import doctor
 from tests.builders import tiny_run
 
 Usage = namedtuple("Usage", "total used free")
@@ -82,6 +83,50 @@ def test_a_store_of_a_newer_version_or_a_damaged_one_is_refused(
     (folder / file).write_text(content)
     with pytest.raises(StoreError, match=message), open_store(folder) as store:
         store.aliases()
+
+
+def test_advice_about_a_damaged_store_file_works(folder: Path) -> None:
+    for content in ("nonsense", "[]", "{}"):
+        (folder / "embedstore.json").write_text(content)
+        with pytest.raises(StoreError, match=r"damaged: .*; write \{.*\} into it$") as raised:
+            open_store(folder)
+        (folder / "embedstore.json").write_text(re.search(r"write (.*) into it", str(raised.value))[1])  # type: ignore[index]
+        open_store(folder).close()
+
+
+def test_advice_about_a_damaged_alias_works(folder: Path, run: Run) -> None:
+    path = folder / "aliases" / "movies.json"
+    for content in ("nonsense", "[]", '{"collection": 3, "promotions": []}'):
+        path.write_text(content)
+        with open_store(folder) as store:
+            with pytest.raises(StoreError, match=r"; delete it and promote a run again$"):
+                sync(run, store)
+            path.unlink()
+            assert promote_run(store, run.reference)
+            assert sync(run, store).state == "unchanged"
+
+
+def test_a_history_that_is_none_takes_no_alias_down(folder: Path, run: Run) -> None:
+    path = folder / "aliases" / "movies.json"
+    good = json.loads(path.read_text())
+    for odd in (None, 3, "x", {}, [3, None, {"collection": 5}]):
+        path.write_text(json.dumps({**good, "promotions": odd}))
+        with open_store(folder) as store:
+            assert store.live("movies").collection == good["collection"]
+            assert [flip.at for flip in store.promotions("movies")] == [""]
+            assert sync(run, store).state == "unchanged"
+
+
+@pytest.mark.parametrize("file", ["lock", "aliases/movies.json"])
+def test_a_folder_in_place_of_a_file_is_named_with_what_to_do(folder: Path, run: Run, file: str) -> None:
+    (folder / file).unlink(missing_ok=True)
+    (folder / file).mkdir()
+    with open_store(folder) as store:
+        with pytest.raises(StoreError, match=f"{file}: Is a directory; something else is in its place, move"):
+            sync(run, store)
+        assert {finding.level for finding in doctor(store, [run.run_id])} > {"problem"}
+        (folder / file).rename(folder / "away")
+        assert sync(run, store).state == "unchanged"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"metadata": 3, "generation": "g", "files": {}}'])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from embedstore.query.recommend import Answer, Embedding, Person, Recommendation
     from embedstore.runs.run import Run
 
-__all__ = ["embed", "query", "similar"]
+__all__ = ["embed", "query", "similar", "skipping", "users_file_options"]
 
 _COLUMNS = (
     Column("rank", right=True),
@@ -36,7 +36,8 @@ _REASONS_INDENT = 6
 _LONGEST_REASON = 50
 
 
-def _person_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def users_file_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --users-file, as users_file, and --skip-unknown, as skip_unknown; see skipping."""
     for option in (
         click.option(
             "--skip-unknown", is_flag=True, help="Leave out users of --users-file that cannot be answered."
@@ -46,6 +47,14 @@ def _person_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(path_type=Path, exists=True, dir_okay=False),
             help="Many people: a user id per line, or JSON lines (.jsonl) with user_id or history.",
         ),
+    ):
+        command = option(command)
+    return command
+
+
+def _person_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        users_file_options,
         click.option(
             "--history-file", metavar="FILE", help="A file of movie ids, oldest first; - is standard input."
         ),
@@ -127,14 +136,21 @@ def query(
     """
     from embedstore.query.filters import parse_filters
     from embedstore.query.people import parse_history, read_people
-    from embedstore.query.recommend import recommend, recommend_batch
+    from embedstore.query.recommend import ask_live, recommend, recommend_batch
     from embedstore.query.resolve import resolve
 
     _exactly_one(user=user, history=history, history_file=history_file, users_file=users_file)
     conditions = parse_filters(filters)
     # Not closed: the engine would sync every file of the shard, 15 ms for nothing; the process ends here.
     store = open_store_at(store_location)
-    run, collection = resolve(store, runs_dir, reference, alias=alias, restored=say)
+
+    def look() -> tuple[Run, str]:
+        return resolve(store, runs_dir, reference, alias=alias, restored=say)
+
+    def ask(run: Run, collection: str) -> tuple[Run, Answer]:
+        return run, recommend(run, store, collection=collection, **who, **options)
+
+    run, collection = look()
     options: dict[str, Any] = {
         "k": k,
         "filters": conditions,
@@ -142,17 +158,17 @@ def query(
         "include_seen": include_seen,
         "diverse": diverse,
         "explain": explain,
-        "collection": collection,
     }
     if users_file is not None:
         format_of(output, as_csv=as_csv)
-        people = read_people(users_file, run, skip=_skip(skip_unknown))
-        answers = recommend_batch(run, store, people, **options)
+        people = read_people(users_file, run, skip=skipping(skip_unknown))
+        answers = recommend_batch(run, store, people, collection=collection, **options)
         records = (answer.to_dict() for answer in answers)
         write_records(_tracked(records, users_file), output, as_csv=as_csv, flatten=_movie_rows)
         return
     person = _person(run, user, history, history_file)
-    answer = recommend(run, store, user_id=person.user_id, history=person.history, **options)
+    who: dict[str, Any] = {"user_id": person.user_id, "history": person.history}
+    run, answer = ask_live((run, collection), look, ask)
     if output is not None:
         write_records([answer.to_dict()], output, flatten=_movie_rows)
     elif as_json:
@@ -201,7 +217,7 @@ def embed(
     run = run_at(store_location, runs_dir, reference, alias=alias, restored=say)
     if users_file is not None:
         format_of(output)
-        people = read_people(users_file, run, skip=_skip(skip_unknown))
+        people = read_people(users_file, run, skip=skipping(skip_unknown))
         records = (embedding.to_dict() for embedding in embed_batch(run, people))
         write_records(_tracked(records, users_file), output, flatten=lambda record: [record])
         return
@@ -282,7 +298,7 @@ def _person(run: Run, user: str | None, history: str | None, history_file: str |
         raise UsageError(f"history file {name} cannot be read: {error.strerror}") from error
 
 
-def _skip(skip_unknown: bool) -> Callable[[EmbedstoreError], None] | None:
+def skipping(skip_unknown: bool) -> Callable[[EmbedstoreError], None] | None:
     """Return what to do about a person who cannot be answered; None is to stop."""
     return (lambda error: click.echo(f"skipped: {error}", err=True)) if skip_unknown else None
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import Bags, MovieId, Rows
-from embedstore.errors import NotFoundError, RunError, StoreError, UsageError
+from embedstore.errors import NotFoundError, RunError, StoreError, StoreUnreachableError, UsageError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Hit, Store
 from embedstore.stores.contract import collection_name
@@ -24,6 +24,7 @@ __all__ = [
     "Embedding",
     "Person",
     "Recommendation",
+    "ask_live",
     "embed",
     "embed_batch",
     "known_rows",
@@ -31,6 +32,8 @@ __all__ = [
     "recommend",
     "recommend_batch",
 ]
+
+T = TypeVar("T")
 
 _BATCH = 256  # users whose vectors and answers are held at a time
 _BATCH_VECTORS = 1 << 14  # of movies that were found, where an answer needs them
@@ -220,6 +223,24 @@ def live_collection(store: Store, alias: str, back: int = 0) -> tuple[str, str]:
                 raise
 
 
+def ask_live(found: tuple[Run, str], look: Callable[[], tuple[Run, str]], ask: Callable[[Run, str], T]) -> T:
+    """Return ask(run, collection) for found, which look returned: the run and the collection that are live.
+
+    Where the alias moved since, and the collection was deleted or is that of another run, for what look
+    returns by then: who looked at the alias a moment before is answered by the new run. Raises what ask
+    raises where look returns the same again.
+    """
+    while True:
+        try:
+            return ask(*found)
+        except StoreUnreachableError:
+            raise
+        except (NotFoundError, StoreError):
+            (run, collection), found = found, look()
+            if (found[0].reference, found[1]) == (run.reference, collection):
+                raise
+
+
 @dataclass(frozen=True)
 class _Options:
     k: int
@@ -325,14 +346,20 @@ def recommendations_of(
             rank=rank,
             movie_id=hit.movie_id,
             score=hit.score,
-            title=hit.payload.get("title"),
-            year=hit.payload.get("year"),
-            genres=tuple(hit.payload.get("genres") or ()),
+            title=_told(hit, "title", str),
+            year=_told(hit, "year", int),
+            genres=tuple(genre for genre in _told(hit, "genres", list) or () if isinstance(genre, str)),
             explanation=None if explanations is None else explanations[rank - 1],
             cold=bool(hit.payload.get("cold")),
         )
         for rank, hit in enumerate(hits, start=1)
     ]
+
+
+def _told(hit: Hit, key: str, kind: type[T]) -> T | None:
+    """Return what a movie says of itself, None where it does not: other hands may have written it."""
+    value = hit.payload.get(key)
+    return value if isinstance(value, kind) else None
 
 
 def known_rows(run: Run, person: Person) -> tuple[Rows, list[MovieId]]:

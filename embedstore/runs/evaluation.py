@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from embedstore.errors import RunError
-from embedstore.runs.manifest import replace_file
+from embedstore.runs.manifest import damage_of, replace_file, with_digest
 
 __all__ = ["SCHEMA_VERSION", "add_evaluation", "evaluation_path", "read_evaluation"]
 
 SCHEMA_VERSION = 1
+_FIELDS = ("schema_version", "run_id", "protocols")
 
 
 def evaluation_path(run_path: Path) -> Path:
@@ -27,7 +28,8 @@ def read_evaluation(run_path: Path) -> dict[str, dict[str, Any]]:
     """
     path = evaluation_path(run_path)
     try:
-        content = json.loads(path.read_bytes())
+        raw = path.read_bytes()
+        content = json.loads(raw)
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -48,6 +50,8 @@ def read_evaluation(run_path: Path) -> dict[str, dict[str, Any]]:
             f"{path} has schema {content.get('schema_version')}, this embedstore reads {SCHEMA_VERSION}; "
             "upgrade embedstore, or remove it and evaluate the run again"
         )
+    if (damage := damage_of(raw, content, _FIELDS)) is not None:
+        raise RunError(f"{path} {damage}; remove it and evaluate the run again")
     return protocols
 
 
@@ -65,7 +69,7 @@ def add_evaluation(run_path: Path, entries: Mapping[str, Mapping[str, Any]]) -> 
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:
-        replace_file(path, text.encode())
+        replace_file(path, with_digest(text))
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,6 +78,27 @@ class Hit:
     payload: Mapping[str, Any]
     vector: Vector | None = field(default=None, compare=False, repr=False)
 
+    @classmethod
+    def of(
+        cls, name: str, key: PointId, score: float | None, payload: Mapping[str, Any] | None, vector: Any
+    ) -> Hit:
+        """Return the hit that point key of collection name is.
+
+        Raises StoreError where other hands have left it without a movie_id, or with NaN for a vector.
+        """
+        movie_id = (payload or {}).get("movie_id")
+        if payload is None or not isinstance(movie_id, int | str):
+            raise StoreError(
+                f"point {key} of collection {name!r} has no movie_id; repair it with `embedstore sync`"
+            )
+        if score is None or not math.isfinite(
+            score
+        ):  # engines take NaN from anybody; JSON has no word for it
+            raise StoreError(
+                f"point {key} of collection {name!r} holds NaN or infinity; repair it with `embedstore sync`"
+            )
+        return cls(movie_id, score, payload, None if vector is None else np.array(vector, np.float32))
+
 
 @dataclass(frozen=True)
 class Query:
@@ -102,7 +124,7 @@ def who() -> str:
 def moment_after(last: str | None) -> str:
     """Return now, but later than last: clocks go back and differ by machine, the order of flips does not."""
     moment = datetime.now(UTC)
-    with suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError, OverflowError):
         moment = max(moment, datetime.fromisoformat(last or "") + timedelta(microseconds=1))
     return moment.isoformat(timespec="microseconds")
 
@@ -487,5 +509,5 @@ def _checked_queries(vectors: npt.NDArray[np.float32], dim: int) -> npt.NDArray[
     return rows
 
 
-def _rank(hit: Hit) -> tuple[float, MovieId]:
-    return (-hit.score, hit.movie_id)
+def _rank(hit: Hit) -> tuple[float, bool, MovieId]:
+    return (-hit.score, isinstance(hit.movie_id, str), hit.movie_id)  # text among integers: foreign hands

@@ -2,7 +2,8 @@
 
     store/  embedstore.json                 {"schema", "engine"}
             lock                            flock'ed by the one writer
-            collections/<name>/             collection.json, and the shard in the folder that it names
+            collections/<name>/             collection.json, and the shard in the folder that it names;
+                                            checked.json, see below
             aliases/<alias>.json            {"schema", "collection", "promotions"}
 
 A *generation* is one shard folder. collection.json names the generation that readers open and,
@@ -14,6 +15,10 @@ a kill, but compared point by point by sync, and sealing makes it durable.
 Edge replaces edge_config.json whenever a shard is loaded and segment.json whenever one is closed, by
 readers too. So the first is not part of the seal (collection.json holds a copy, to mend it), and of
 the second the content counts, not the bytes.
+
+A shard is opened for searches only where every file has the sha256 that was sealed. What is larger than
+_READ_EACH_TIME is read in full once; checked.json keeps its inode, size and times, and as long as these
+stay it is not read again. collection.json and the aliases carry a digest of their own.
 """
 
 from __future__ import annotations
@@ -40,8 +45,8 @@ import numpy.typing as npt
 import qdrant_edge as edge
 
 from embedstore.data.features import MovieId
-from embedstore.errors import NotFoundError, StoreError, StoreLockedError, UsageError
-from embedstore.runs.manifest import digest_of, replace_file, sync_path
+from embedstore.errors import NotFoundError, StoreDamagedError, StoreError, StoreLockedError, UsageError
+from embedstore.runs.manifest import damage_of, digest_of, replace_file, sync_path, with_digest
 from embedstore.runs.scratch import scratch_folder
 from embedstore.stores.base import NO_FILTERS, Filters, Hit, Note, Promotion, Query, Store, moment_after
 from embedstore.stores.contract import (
@@ -64,8 +69,13 @@ __all__ = ["EdgeStore"]
 
 STORE_SCHEMA = 1
 _STORE_FILE = "embedstore.json"
+_STORE_CONTENT = '{"schema": 1, "engine": "qdrant-edge"}'
 _RECORD = "collection.json"
-_OPENING = "opening"
+_CHECKED = "checked.json"
+_RECORD_FIELDS = ("schema", "metadata", "generation", "files", "edge_config")
+_ALIAS_FIELDS = ("schema", "collection", "promotions")
+_SYNC_AGAIN = "run `embedstore sync` with its run again"
+_PROMOTE_AGAIN = "promote a run again"
 _EDGE_CONFIG = "edge_config.json"
 _SEGMENT = "segment.json"
 _EDGE_UNFINISHED = ".atomicwrite"
@@ -74,7 +84,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,250}")
 _PROMOTIONS_KEPT = 100
 _BATCH_QUERIES = 64
 _BLOCK = 1 << 20
+_READ_EACH_TIME = 1 << 20  # bytes: Edge touches the smaller files whenever it opens or closes a shard
 _LOADING_SECONDS = 5
+_IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 _INDEX_TYPES = {"keyword": edge.PayloadSchemaType.Keyword, "integer": edge.PayloadSchemaType.Integer}
 _EXACT = edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10000)
 
@@ -82,10 +94,9 @@ _EXACT = edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10000)
 # indexes per point, then the first pages of all files.
 _POINT_BYTES = 1000
 _SHARD_BYTES = 4 << 20
-
-
-class _DamagedError(StoreError):
-    """A small file of the store does not hold what it should."""
+_CHUNK = 32 << 20  # of vectors, most of it a hole in a small collection
+_HOLES = 18 << 20  # in the other files
+_ROOM_TO_OPEN = 1 << 20  # Edge writes edge_config.json and segment.json
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,7 @@ class _Record:
             "files": self.files,
             "edge_config": self.edge_config,
         }
-        return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+        return with_digest(json.dumps(content, indent=1, sort_keys=True))
 
 
 @dataclass
@@ -123,6 +134,7 @@ class _Writing:
 class _Reading:
     generation: str
     shard: edge.EdgeShard
+    whole: bool  # every file is as it was sealed
     copy: ExitStack  # removes the copy that the shard was loaded from, if any
 
     def close(self) -> None:
@@ -181,10 +193,11 @@ class EdgeStore(Store):
                 )
             if name in self.aliases():
                 raise StoreError(f"collection {name!r} has the name of an alias; choose another alias")
-            if self.exists(name) and self._record(name).sealed:
-                raise StoreError(f"collection {name!r} exists and is sealed; use revise to change it")
+            with suppress(NotFoundError, StoreDamagedError):
+                if self._record(name).sealed:
+                    raise StoreError(f"collection {name!r} exists and is sealed; use revise to change it")
             self._abandon(name)
-            self._require_room(_expected_bytes(metadata.count, spec))
+            self._require_room(_expected_bytes(metadata.count, spec, self.path))
             folder = self.path / "collections" / name
             _remove(folder)
             generation = _new_generation()
@@ -215,16 +228,16 @@ class EdgeStore(Store):
             folder = self.path / "collections" / name
             generation = _new_generation()
             if empty:
-                self._require_room(_expected_bytes(record.metadata.count, record.metadata.spec))
+                self._require_room(_expected_bytes(record.metadata.count, record.metadata.spec, self.path))
                 (folder / generation).mkdir()
                 shard = _create_shard(folder / generation, record.metadata.spec)
             else:
                 source = folder / record.generation
-                self._check_files(name, record)
-                self._require_room(_allocated(source) + _SHARD_BYTES)
+                self._check_sizes(name, record)
+                self._require_room(_allocated(source) + _expected_bytes(0, record.metadata.spec, self.path))
                 _copy_tree(source, folder / generation)
                 if not self.intact(name):
-                    _try_to_load(name, folder / generation, record.metadata.count)
+                    _try_to_load(name, folder / generation, record)
                 shard = _load_shard(folder / generation, record)
                 _reindex(shard)
             self._writing[name] = _Writing(generation, shard)
@@ -261,7 +274,7 @@ class EdgeStore(Store):
     def scroll(self, name: str, *, vectors: bool = True, limit: int = 1000) -> Iterator[PointBatch]:
         from concurrent.futures import ThreadPoolExecutor
 
-        shard = self._any_shard(name)
+        shard = self._any_shard(name, doubtful=True)
         spec = self._record(name).metadata.spec
 
         def page(offset: Any) -> tuple[Any, Any]:
@@ -277,12 +290,12 @@ class EdgeStore(Store):
                 records, offset = ([], None) if coming is None else coming.result()
 
     def count(self, name: str, *, filters: Filters = NO_FILTERS) -> int:
-        shard = self._any_shard(name)
+        shard = self._any_shard(name, doubtful=True)
         with _engine(f"collection {name!r} cannot be read"):
             return int(shard.count(edge.CountRequest(exact=True, filter=_filter_of(filters, ()))))
 
     def indexes(self, name: str) -> dict[str, str]:
-        shard = self._any_shard(name)
+        shard = self._any_shard(name, doubtful=True)
         with _engine(f"collection {name!r} cannot be read"):
             schema = shard.info().payload_schema
         return {key: str(info.data_type).rsplit(".")[-1].lower() for key, info in sorted(schema.items())}
@@ -296,7 +309,7 @@ class EdgeStore(Store):
             sizes = {key: path.stat().st_size for key, path in _files(folder)}
             if sizes != {key: entry["bytes"] for key, entry in record.files.items()}:
                 return False
-            digests = _digests(folder)
+            digests = _digests(dict(_files(folder)))
         except OSError:
             return False
         return digests == {key: entry["sha256"] for key, entry in record.files.items()}
@@ -321,13 +334,16 @@ class EdgeStore(Store):
             _sync_tree(shard_folder)
             sizes = {key: path.stat().st_size for key, path in _files(shard_folder)}
             files = {
-                key: {"bytes": sizes[key], "sha256": digest} for key, digest in _digests(shard_folder).items()
+                key: {"bytes": sizes[key], "sha256": digest}
+                for key, digest in _digests(dict(_files(shard_folder))).items()
             }
             config = (shard_folder / _EDGE_CONFIG).read_text(encoding="utf-8")
             pinned = self._record(name).metadata.pinned
             sealed = replace(metadata, state="sealed", writer=None, pinned=pinned)
             sync_path(folder)
-            replace_file(folder / _RECORD, _Record(sealed, writing.generation, files, config).to_json())
+            record = _Record(sealed, writing.generation, files, config)
+            _keep_stamps(folder, record, {key: _stamp(path) for key, path in _files(shard_folder)})
+            replace_file(folder / _RECORD, record.to_json())
             _remove_other_generations(folder, writing.generation)
 
     def pin(self, name: str, pin: Mapping[str, Any] | None) -> None:
@@ -354,16 +370,30 @@ class EdgeStore(Store):
     # Aliases
 
     def aliases(self) -> dict[str, str]:
+        targets, damaged = self.readable_aliases()
+        for error in damaged.values():
+            raise error
+        return targets
+
+    def readable_aliases(self) -> tuple[dict[str, str], dict[str, StoreError]]:
+        """Return what aliases returns, of the files that can be read, and by alias why the others cannot."""
+        targets: dict[str, str] = {}
+        damaged: dict[str, StoreError] = {}
         with _disk(self.path):
-            paths = sorted((self.path / "aliases").glob("[!.]*.json"))
-            return {path.name.removesuffix(".json"): _read_alias(path)["collection"] for path in paths}
+            for path in sorted((self.path / "aliases").glob("[!.]*.json")):
+                alias = path.name.removesuffix(".json")
+                try:
+                    targets[alias] = _read_alias(path)["collection"]
+                except StoreError as error:
+                    damaged[alias] = error
+        return targets, damaged
 
     def _flip(self, alias: str, name: str, note: Note) -> bool:
         path = self.path / "aliases" / f"{alias}.json"
         with _disk(self.path):
             path.parent.mkdir(exist_ok=True)
-            before: dict[str, Any] = {"collection": None, "promotions": []}
-            with suppress(_DamagedError, FileNotFoundError):  # a flip mends it
+            before: dict[str, Any] = {"collection": None}
+            with suppress(StoreDamagedError, FileNotFoundError):  # a flip mends it
                 before = _read_alias(path)
             if before["collection"] == name:
                 return False
@@ -376,7 +406,7 @@ class EdgeStore(Store):
                 "collection": name,
                 "promotions": [asdict(flip) for flip in flips[-_PROMOTIONS_KEPT:]],
             }
-            replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+            replace_file(path, with_digest(json.dumps(content, indent=1)))
             return True
 
     def promotions(self, alias: str) -> list[Promotion]:
@@ -402,7 +432,7 @@ class EdgeStore(Store):
             part = queries[start : start + _BATCH_QUERIES]
             made = [(query.vector.tolist(), _filter_of(query.filters, query.exclude)) for query in part]
             answers += [
-                [_hit(point, with_vectors) for point in found]
+                [_hit(name, point, with_vectors) for point in found]
                 for found in _query(shard, name, made, limit, with_vectors)
             ]
         return answers
@@ -412,12 +442,11 @@ class EdgeStore(Store):
         ids = [point_id(movie_id) for movie_id in movie_ids]
         with _engine(f"collection {name!r} cannot be read"):
             records = shard.retrieve(list(ids), with_payload=False, with_vector=True)
-        found: dict[PointId, Any] = {_plain_id(record.id): record.vector for record in records}
+        found: dict[PointId, Any] = {_plain_id(record.id): _unnamed(record.vector) for record in records}
         for movie_id, key in zip(movie_ids, ids, strict=True):
-            if key not in found:
+            if found.get(key) is None:
                 raise NotFoundError(f"movie {movie_id} is not in collection {name!r}")
-        rows = [_unnamed(found[key]) for key in ids]
-        return np.array(rows, dtype=np.float32).reshape(len(ids), -1)
+        return rows_of([found[key] for key in ids], self._record(name).metadata.dim)
 
     # The writer lock
 
@@ -453,21 +482,31 @@ class EdgeStore(Store):
 
     def locked(self) -> bool:
         """Whether another process writes now. Takes the lock for an instant, so it is not for a loop."""
-        try:
-            with open(self.path / "lock", "rb") as file:
-                import fcntl
+        import fcntl
 
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except FileNotFoundError:
-            return False
+        with _disk(self.path):
+            try:
+                with open(self.path / "lock", "rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except FileNotFoundError:
+                return False
         return False
+
+    def leftovers(self) -> list[str]:
+        """Return the folders of collections that were being made or deleted; the next writer removes them."""
+        with _disk(self.path):
+            folders = (self.path / "collections").glob("*")
+            return sorted(path.name for path in folders if not (path / _RECORD).exists())
 
     def room(self) -> tuple[int, int]:
         """Return how many bytes are free, and how many a collection like the largest one needs."""
-        specs = [self.metadata(name) for name in self.collections()]
-        needed = max((_expected_bytes(found.count, found.spec) for found in specs), default=0)
+        specs = []
+        for name in self.collections():
+            with suppress(StoreError, NotFoundError):  # a damaged one is reported by whoever asks for it
+                specs.append(self.metadata(name))
+        needed = max((_expected_bytes(found.count, found.spec, self.path) for found in specs), default=0)
         return shutil.disk_usage(self.path).free, needed
 
     def _acquire(self) -> None:
@@ -521,13 +560,15 @@ class EdgeStore(Store):
             cached = self._records.get(name)
             if cached is not None and cached[0] == state:
                 return cached[1]
-            content = _read_json(path)
+            content = _read_json(path, _SYNC_AGAIN, _RECORD_FIELDS)
         except (FileNotFoundError, NotADirectoryError):
             raise NotFoundError(
                 f"no collection {name!r} in store {self.path}; list them with `embedstore status`"
             ) from None
         except OSError as error:
-            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+            raise StoreError(
+                f"{path} cannot be read: {error.strerror}; mend that, or {_SYNC_AGAIN}"
+            ) from error
         try:
             record = _Record(
                 metadata=Metadata.from_dict(content["metadata"], name=name),
@@ -540,21 +581,22 @@ class EdgeStore(Store):
                 for entry in record.files.values()
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise StoreError(
-                f"{path} is damaged ({error!r}); delete the folder and sync the run again"
-            ) from error
+            raise StoreDamagedError(f"{path} is damaged ({error!r}); {_SYNC_AGAIN}") from error
         if not usable:
-            raise StoreError(f"{path} is damaged; delete the folder and sync the run again")
+            raise StoreDamagedError(f"{path} is damaged; {_SYNC_AGAIN}")
         self._records[name] = (state, record)
         return record
 
-    def _any_shard(self, name: str) -> edge.EdgeShard:
-        """Return the shard that is being written, else the sealed one; a building one needs the lock."""
+    def _any_shard(self, name: str, *, doubtful: bool = False) -> edge.EdgeShard:
+        """Return the shard that is being written, else the sealed one; a building one needs the lock.
+
+        doubtful: even where its files were changed, for who compares what is read.
+        """
         if name in self._writing:
             return self._writing[name].shard
         if self._lock_depth and not self._record(name).sealed:
             return self._writer_of(name).shard
-        return self._reader(name)
+        return self._reader(name, doubtful=doubtful)
 
     def _writer_of(self, name: str) -> _Writing:
         if name in self._writing:
@@ -562,15 +604,12 @@ class EdgeStore(Store):
         record = self._record(name)
         if record.sealed:
             raise StoreError(f"collection {name!r} is sealed; use revise to change it")
-        folder = self.path / "collections" / name
-        marker = folder / _OPENING
-        if marker.exists():
-            raise StoreError(f"collection {name!r} was left in a state that cannot be opened; build it anew")
-        # A shard that a power cut tore may bring the whole process down: the marker lets the next one know.
-        marker.touch()
-        shard = _load_shard(folder / record.generation, record)
+        folder = self.path / "collections" / name / record.generation
+        expected = _expected_bytes(record.metadata.count, record.metadata.spec, self.path)
+        self._require_room(max(expected - _allocated(folder), _SHARD_BYTES))
+        _try_to_load(name, folder, record)  # a kill or a power cut may have torn it
+        shard = _load_shard(folder, record)
         _reindex(shard)
-        marker.unlink()
         self._writing[name] = _Writing(record.generation, shard)
         return self._writing[name]
 
@@ -585,64 +624,91 @@ class EdgeStore(Store):
             with _engine(f"collection {name!r} cannot be written"):
                 writing.shard.update(operation)
 
-    def _reader(self, name: str) -> edge.EdgeShard:
-        """Return the sealed shard, opened once per generation."""
+    def _reader(self, name: str, *, doubtful: bool = False) -> edge.EdgeShard:
+        """Return the sealed shard, opened once per generation. doubtful: see _any_shard."""
         while True:
             record = self._record(name)
             if not record.sealed:
                 raise StoreError(f"collection {name!r} is not finished; run `embedstore sync` to finish it")
             known = self._reading.get(name)
-            if known is not None and known.generation == record.generation:
+            if known is not None and known.generation == record.generation and (known.whole or doubtful):
                 return known.shard
             try:
-                opened = self._open_sealed(name, record)
+                opened = self._open_sealed(name, record, doubtful=doubtful)
             except StoreError:
-                if self._record(name).generation != record.generation:
-                    continue  # a repair replaced the generation between reading the record and opening it
-                raise
+                if self._record(name).generation == record.generation:
+                    raise
+                continue  # a repair replaced the generation between reading the record and opening it
+            if self._record(name).generation != record.generation:
+                _close(opened.shard)  # and of what is being removed, Edge may have found only a part
+                continue
             if known is not None:
                 known.close()
             self._reading[name] = opened
             return opened.shard
 
-    def _open_sealed(self, name: str, record: _Record) -> _Reading:
-        self._check_files(name, record)
+    def _open_sealed(self, name: str, record: _Record, *, doubtful: bool) -> _Reading:
+        self._check_sizes(name, record)
         folder = self.path / "collections" / name / record.generation
+        changed = self._changed_file(name, record)
+        if changed is not None and not doubtful:
+            raise _damaged(name, f"{changed} does not have the sha256 that was sealed")
         config = folder / _EDGE_CONFIG
         with ExitStack() as copy:
-            if not os.access(folder, os.W_OK) or (config.exists() and not os.access(config, os.W_OK)):
-                home = Path(tempfile.gettempdir())
+            read_only = not os.access(folder, os.W_OK) or (config.exists() and not os.access(config, os.W_OK))
+            if read_only or shutil.disk_usage(folder).free < _ROOM_TO_OPEN:
+                home = _home_of_scratch()
                 with _disk(home):
                     scratch = copy.enter_context(scratch_folder(home))
-                    _copy_tree(folder, scratch / record.generation)
+                    if read_only:
+                        needed = _allocated(folder) + _expected_bytes(0, record.metadata.spec, home)
+                        _require_room(home, needed)
+                        _copy_tree(folder, scratch / record.generation)
+                    else:
+                        _link_tree(folder, scratch / record.generation)
                 folder = scratch / record.generation
-            return _Reading(record.generation, _load_shard(folder, record), copy.pop_all())
+            if changed is not None:
+                _try_to_load(name, folder, record)
+            return _Reading(record.generation, _load_shard(folder, record), changed is None, copy.pop_all())
 
-    def _check_files(self, name: str, record: _Record) -> None:
+    def _check_sizes(self, name: str, record: _Record) -> None:
         """Raise StoreError where a file is missing or too short: opening it could end the process."""
         folder = self.path / "collections" / name / record.generation
         for key, entry in record.files.items():
             try:
                 size = (folder / key).stat().st_size
             except OSError as error:
-                raise StoreError(
-                    f"collection {name!r} is damaged: {key}: {error.strerror}; "
-                    "repair it with `embedstore sync`"
-                ) from error
+                raise _damaged(name, f"{key}: {error.strerror}") from error
             if size < entry["bytes"]:  # a file that grew was written to by other hands, and opens
-                raise StoreError(
-                    f"collection {name!r} is damaged: {key} has {size} bytes, expected {entry['bytes']}; "
-                    "repair it with `embedstore sync`"
-                )
+                raise _damaged(name, f"{key} has {size} bytes, expected {entry['bytes']}")
+
+    def _changed_file(self, name: str, record: _Record) -> str | None:
+        """Return a file of a sealed shard that is not as it was sealed, None where all are."""
+        folder = self.path / "collections" / name
+        known = _stamps(folder, record)
+        with _disk(folder):
+            paths = {key: folder / record.generation / key for key in record.files}
+            stamps = {key: _stamp(path) for key, path in paths.items()}
+            unread = [key for key in paths if known.get(key) != stamps[key]]
+            digests = _digests({key: paths[key] for key in unread})
+        changed = next((key for key in unread if digests[key] != record.files[key]["sha256"]), None)
+        if changed is None and any(_is_large(stamps[key]) for key in unread):
+            with suppress(OSError):  # a store that cannot be written to is read in full each time
+                _keep_stamps(folder, record, stamps)
+        return changed
 
     def _require_room(self, needed: int) -> None:
-        """Raise StoreError where the disk lacks the room: a full disk under a memory map ends the process."""
-        free = shutil.disk_usage(self.path).free
-        if free < needed:
-            raise StoreError(
-                f"the disk of store {self.path} has {free / 1e6:.0f} MB free and "
-                f"{needed / 1e6:.0f} MB are needed; make room or choose another --store"
-            )
+        _require_room(self.path, needed)
+
+
+def _require_room(path: Path, needed: int) -> None:
+    """Raise StoreError where the disk lacks the room: a full disk under a memory map ends the process."""
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise StoreError(
+            f"the disk of {path} has {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB are needed; "
+            "make room or choose another --store"
+        )
 
 
 def _make_store(path: Path) -> None:
@@ -651,7 +717,7 @@ def _make_store(path: Path) -> None:
     if path.is_dir() and any(not child.name.endswith(".tmp") for child in path.iterdir()):
         raise StoreError(f"folder {path} is not empty and not a store of embedstore; choose another --store")
     path.mkdir(parents=True, exist_ok=True)
-    replace_file(path / _STORE_FILE, b'{"schema": 1, "engine": "qdrant-edge"}\n')
+    replace_file(path / _STORE_FILE, f"{_STORE_CONTENT}\n".encode())
     sync_path(path.parent)
 
 
@@ -662,15 +728,9 @@ def _check_store(path: Path) -> None:
         if path.is_dir() and any(path.iterdir()):
             raise StoreError(f"folder {path} is not a store of embedstore; choose another --store")
         raise NotFoundError(f"no store at {path}; make one with `embedstore sync`")
-    content = _read_json(path / _STORE_FILE)
-    schema = content.get("schema")
-    if not isinstance(schema, int):
-        raise StoreError(f"{path / _STORE_FILE} has no schema; it is damaged, restore it")
-    if schema > STORE_SCHEMA:
-        raise StoreError(
-            f"store {path} has schema {schema}, this embedstore reads up to {STORE_SCHEMA}; "
-            "upgrade embedstore"
-        )
+    advice = f"write {_STORE_CONTENT} into it"
+    if not isinstance(_read_json(path / _STORE_FILE, advice).get("schema"), int):
+        raise StoreError(f"{path / _STORE_FILE} is damaged: it has no schema; {advice}")
 
 
 @contextmanager
@@ -682,7 +742,8 @@ def _disk(path: Path) -> Iterator[None]:
         where = error.filename or path
         if error.errno == errno.EROFS:
             raise StoreError(f"store {path} is on a read-only file system; choose another --store") from error
-        raise StoreError(f"store {path}: {where}: {error.strerror or error}") from error
+        advice = "; something else is in its place, move it away" if error.errno in _IN_THE_WAY else ""
+        raise StoreError(f"store {path}: {where}: {error.strerror or error}{advice}") from error
 
 
 @contextmanager
@@ -696,31 +757,39 @@ def _engine(what: str) -> Iterator[None]:
         raise
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object. Raises StoreError where the file holds something else, OSError as open does."""
+def _read_json(path: Path, mend: str, fields: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a JSON object. Raises StoreDamagedError where the file holds another thing, OSError as open.
+
+    mend: what to do then. fields: of a file with a digest, where one of an older version has none; see
+    damage_of.
+    """
     try:
-        content = json.loads(path.read_bytes())
+        raw = path.read_bytes()
+        content = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise _DamagedError(f"{path} is damaged: not JSON ({error}); restore it") from error
+        raise StoreDamagedError(f"{path} is damaged: not JSON ({error}); {mend}") from error
     if not isinstance(content, dict):
-        raise _DamagedError(f"{path} is damaged: not a JSON object; restore it")
-    return content
-
-
-def _read_alias(path: Path) -> dict[str, Any]:
-    content = _read_json(path)
+        raise StoreDamagedError(f"{path} is damaged: not a JSON object; {mend}")
     if isinstance(content.get("schema"), int) and content["schema"] > STORE_SCHEMA:
         raise StoreError(
             f"{path} has schema {content['schema']}, this embedstore reads up to {STORE_SCHEMA}; "
             "upgrade embedstore"
         )
-    if not isinstance(content.get("collection"), str) or not isinstance(content.get("promotions"), list):
-        raise _DamagedError(f"{path} is damaged: it names no collection; promote a run again")
+    if fields and (damage := damage_of(raw, content, fields)) is not None:
+        raise StoreDamagedError(f"{path} is damaged: it {damage}; {mend}")
+    return content
+
+
+def _read_alias(path: Path) -> dict[str, Any]:
+    content = _read_json(path, _PROMOTE_AGAIN, _ALIAS_FIELDS)
+    if not isinstance(content.get("collection"), str):
+        raise StoreDamagedError(f"{path} is damaged: it names no collection; {_PROMOTE_AGAIN}")
     return content
 
 
 def _flips_of(alias_file: Mapping[str, Any]) -> list[Promotion]:
-    flips = [Promotion.from_dict(entry) for entry in alias_file["promotions"]]
+    noted = alias_file.get("promotions")
+    flips = [Promotion.from_dict(entry) for entry in noted] if isinstance(noted, list) else []
     return [flip for flip in flips if flip is not None]
 
 
@@ -743,20 +812,29 @@ def _create_shard(folder: Path, spec: CollectionSpec) -> edge.EdgeShard:
 
 
 def _load_shard(folder: Path, record: _Record) -> edge.EdgeShard:
-    config = folder / _EDGE_CONFIG
-    # Without it, Edge would load the shard with its defaults: a WAL, which has one owner.
-    if record.edge_config is not None and folder.is_dir() and not _is_json(config):
-        with _disk(folder):
-            replace_file(config, record.edge_config.encode())
+    _mend_config(folder, record)
     with _engine(f"{folder} cannot be opened"):
         return edge.EdgeShard.load(str(folder))
 
 
-def _try_to_load(name: str, folder: Path, count: int) -> None:
+def _mend_config(folder: Path, record: _Record) -> None:
+    """Put back the configuration of a sealed shard: with another, Edge may misread it, or take a WAL."""
+    if record.edge_config is None or not folder.is_dir():
+        return
+    with suppress(StoreError, OSError):
+        if _read_json(folder / _EDGE_CONFIG, "") == json.loads(record.edge_config):
+            return
+    with _disk(folder):
+        replace_file(folder / _EDGE_CONFIG, record.edge_config.encode())
+
+
+def _try_to_load(name: str, folder: Path, record: _Record) -> None:
     """Load and read a doubtful shard in another process, where damage may hang or end it.
 
     Raises StoreError where that does not succeed in good time.
     """
+    _mend_config(folder, record)
+    count = record.metadata.count
     code = (
         "import sys, qdrant_edge as q; s = q.EdgeShard.load(sys.argv[1])\n"
         "s.scroll(q.ScrollRequest(limit=int(sys.argv[2]), with_payload=True, with_vector=True)); s.close()"
@@ -770,14 +848,6 @@ def _try_to_load(name: str, folder: Path, count: int) -> None:
         )
     except (subprocess.SubprocessError, OSError) as error:
         raise StoreError(f"collection {name!r} is damaged and cannot be loaded") from error
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        _read_json(path)
-    except (StoreError, OSError):
-        return False
-    return True
 
 
 def _reindex(shard: edge.EdgeShard) -> None:
@@ -794,8 +864,29 @@ def _close(shard: edge.EdgeShard) -> None:
         shard.close()
 
 
-def _expected_bytes(count: int, spec: CollectionSpec) -> int:
-    return count * (spec.dim * 4 * (2 if spec.additive else 1) + _POINT_BYTES) + _SHARD_BYTES
+def _expected_bytes(count: int, spec: CollectionSpec, path: Path) -> int:
+    """Return how much room a shard of count points takes at most on the disk of path."""
+    kinds = 2 if spec.additive else 1
+    written = count * (spec.dim * 4 * kinds + _POINT_BYTES) + _SHARD_BYTES
+    return written + (_HOLES + kinds * _CHUNK if _in_memory(path) else 0)
+
+
+def _in_memory(path: Path) -> bool:
+    """Whether path is on a tmpfs, where a hole of a file takes room once it is read through a memory map."""
+    device = path.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(OSError):
+        mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text("utf-8").splitlines()]
+        return any(part[2] == wanted and part[part.index("-") + 1] == "tmpfs" for part in mounts)
+    return False
+
+
+def _home_of_scratch() -> Path:
+    """Return where files can be kept for a moment, be all disks full."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        return Path("/dev/shm")  # noqa: S108 - scratch_folder makes a folder of mode 700 in it
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
@@ -812,10 +903,9 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
         yield base, names
 
 
-def _digests(folder: Path) -> dict[str, str]:
+def _digests(files: Mapping[str, Path]) -> dict[str, str]:
     from concurrent.futures import ThreadPoolExecutor
 
-    files = dict(_files(folder))
     with ThreadPoolExecutor(2) as pool:  # hashing releases the GIL
         return dict(zip(files, pool.map(_digest, files.values()), strict=True))
 
@@ -828,6 +918,37 @@ def _digest(path: Path) -> str:
     with suppress(ValueError, RecursionError):
         content = json.dumps(json.loads(content), sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()
+
+
+def _stamp(path: Path) -> list[int]:
+    """Return what changes where a file is written to or replaced, its size third."""
+    status = path.stat()
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _is_large(stamp: Sequence[int]) -> bool:
+    return stamp[2] > _READ_EACH_TIME
+
+
+def _stamps(folder: Path, record: _Record) -> Mapping[str, Sequence[int]]:
+    """Return the stamps that the large files of a collection had when they were found right."""
+    try:
+        content = _read_json(folder / _CHECKED, "")
+    except (StoreError, OSError):
+        return {}
+    files = content.get("files")
+    if content.get("generation") != record.generation or not isinstance(files, dict):
+        return {}
+    return files
+
+
+def _keep_stamps(folder: Path, record: _Record, stamps: Mapping[str, Sequence[int]]) -> None:
+    large = {key: stamp for key, stamp in stamps.items() if _is_large(stamp)}
+    replace_file(folder / _CHECKED, json.dumps({"generation": record.generation, "files": large}).encode())
+
+
+def _damaged(name: str, what: str) -> StoreError:
+    return StoreError(f"collection {name!r} is damaged: {what}; repair it with `embedstore sync`")
 
 
 def _allocated(folder: Path) -> int:
@@ -849,6 +970,18 @@ def _copy_tree(source: Path, target: Path) -> None:
                 new.truncate(new.tell())
 
 
+def _link_tree(source: Path, target: Path) -> None:
+    """Make a shard of the large files of another: links to its folders, copies of what Edge replaces."""
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.is_file():
+            shutil.copy(path, target / path.name)
+        elif (source / _SEGMENT).exists():
+            (target / path.name).symlink_to(path.resolve())
+        elif not path.name.startswith(_EDGE_UNFINISHED):
+            _link_tree(path, target / path.name)
+
+
 def _sync_tree(folder: Path) -> None:
     for base, names in _walk(folder):
         for name in names:
@@ -857,14 +990,17 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
+    """Remove a file or folder; a folder is moved away first, since a reader may just be writing to it."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        doomed = path.with_name(f".{secrets.token_hex(4)}.removed")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
 
 
 def _remove_other_generations(folder: Path, generation: str) -> None:
-    kept = {_RECORD, _OPENING, generation}
+    kept = {_RECORD, _CHECKED, generation}
     for child in list(folder.iterdir()):
         if child.name not in kept:
             _remove(child)
@@ -919,13 +1055,13 @@ def _query(
         return list(shard.query_batch(edge.QueryBatchRequest(requests)))
 
 
-def _hit(point: Any, with_vectors: bool) -> Hit:
-    vector = np.array(_unnamed(point.vector), np.float32) if with_vectors else None
-    return Hit(point.payload["movie_id"], point.score, point.payload, vector)
+def _hit(name: str, point: Any, with_vectors: bool) -> Hit:
+    vector = _unnamed(point.vector) if with_vectors else None
+    return Hit.of(name, _plain_id(point.id), point.score, point.payload, vector)
 
 
 def _unnamed(vector: Any) -> Any:
-    return vector[""] if isinstance(vector, dict) else vector
+    return vector.get("") if isinstance(vector, dict) else vector
 
 
 def _plain_id(value: Any) -> PointId:

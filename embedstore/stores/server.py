@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -65,9 +66,19 @@ from embedstore.stores.contract import (
     seconds_since,
     valid_alias,
 )
-from embedstore.stores.rest import ConflictError, ForbiddenError, OverloadedError, RestClient
+from embedstore.stores.rest import (
+    READING_SECONDS,
+    WRITING_SECONDS,
+    ConflictError,
+    ForbiddenError,
+    OverloadedError,
+    RestClient,
+    anything,
+)
 
 __all__ = ["ServerStore"]
+
+T = TypeVar("T")
 
 OLDEST_SERVER = (1, 17, 1)
 _PROMOTIONS_KEPT = 100
@@ -205,11 +216,7 @@ class ServerStore(Store):
         calm, pause = 0, 0.02
         while calm < 2:
             info = self._info(name)
-            if info["status"] == "red" or info["optimizer_status"] != "ok":
-                raise StoreError(
-                    f"collection {name!r} is {info['status']} on the server (optimizer: "
-                    f"{info['optimizer_status']}); look at the server's log"
-                )
+            _refuse_failing(name, info)
             if info["status"] == "grey":  # optimisations wait for a nudge, which any update is
                 self._rest.request("PATCH", _path(name), {"optimizers_config": {}})
             calm = calm + 1 if _is_calm(info) else 0
@@ -245,7 +252,7 @@ class ServerStore(Store):
         body: dict[str, Any] = {"exact": True}
         if (condition := _filter_of(filters, ())) is not None:
             body["filter"] = condition
-        return int(self._ask("POST", name, "points/count", body)["count"])
+        return self._ask("POST", name, "points/count", body, read=lambda found: int(found["count"]))
 
     def indexes(self, name: str) -> dict[str, str]:
         schema = self._info(name)["payload_schema"]
@@ -315,8 +322,7 @@ class ServerStore(Store):
     # Aliases
 
     def aliases(self) -> dict[str, str]:
-        found = self._rest.get("/aliases")["aliases"]
-        return {entry["alias_name"]: entry["collection_name"] for entry in sorted(found, key=_alias_name)}
+        return dict(self._rest.get("/aliases", _aliases_in))
 
     def _flip(self, alias: str, name: str, note: Note) -> bool:
         previous = self.aliases().get(alias)
@@ -392,11 +398,11 @@ class ServerStore(Store):
         self._check_readable(name)
         ids = [point_id(movie_id) for movie_id in movie_ids]
         body = {"ids": ids, "with_vector": True, "with_payload": False}
-        found = {record["id"]: _unnamed(record) for record in self._ask("POST", name, "points", body)}
+        found = self._ask("POST", name, "points", body, read=_vectors_in)
         for movie_id, key in zip(movie_ids, ids, strict=True):
             if found.get(key) is None:
                 raise NotFoundError(f"movie {movie_id} is not in collection {name!r}")
-        return np.array([found[key] for key in ids], dtype=np.float32).reshape(len(ids), -1)
+        return rows_of([found[key] for key in ids], self.metadata(name).dim)
 
     def nearest(
         self, name: str, queries: Sequence[Query], limit: int, *, with_vectors: bool = False
@@ -410,14 +416,24 @@ class ServerStore(Store):
             if (condition := _filter_of(query.filters, query.exclude)) is not None:
                 body["filter"] = condition
             bodies.append(body)
+
+        def hits_in(answer: Any) -> list[Hit]:
+            return [
+                Hit.of(name, point["id"], point["score"], point.get("payload"), _unnamed(point))
+                for point in answer["points"]
+            ]
+
+        def all_in(count: int, answers: Any) -> list[list[Hit]]:
+            return [hits_in(answer) for answer, _ in zip(answers, range(count), strict=True)]
+
         if len(bodies) == 1:
-            answers = [self._ask("POST", name, "points/query", bodies[0])]
-        else:
-            answers = []
-            for start in range(0, len(bodies), _BATCH_QUERIES):
-                part = {"searches": bodies[start : start + _BATCH_QUERIES]}
-                answers += self._ask("POST", name, "points/query/batch", part)
-        return [[_hit(point, name) for point in answer["points"]] for answer in answers]
+            return [self._ask("POST", name, "points/query", bodies[0], read=hits_in)]
+        found: list[list[Hit]] = []
+        for start in range(0, len(bodies), _BATCH_QUERIES):
+            part = bodies[start : start + _BATCH_QUERIES]
+            read = partial(all_in, len(part))
+            found += self._ask("POST", name, "points/query/batch", {"searches": part}, read=read)
+        return found
 
     # The writer
 
@@ -425,11 +441,13 @@ class ServerStore(Store):
     def writer(self) -> Iterator[None]:
         """Nothing is locked on a server: two syncs of one run write the same points."""
         self._depth += 1
+        self._rest.seconds = WRITING_SECONDS
         try:
             yield
         finally:
             self._depth -= 1
             if self._depth == 0:
+                self._rest.seconds = READING_SECONDS
                 self._revising.clear()
                 self._known.clear()
                 with suppress(StoreError):
@@ -498,19 +516,14 @@ class ServerStore(Store):
 
     def peers(self) -> Sequence[Peer]:
         try:
-            if self._rest.get("/cluster")["status"] != "enabled":
+            if self._rest.get("/cluster", lambda found: found["status"]) != "enabled":
                 return ()
         except ForbiddenError:  # a token for one alias
             return ()
-        found = self._rest.get(f"/cluster/telemetry?timeout={_PEER_SECONDS}")["cluster"]["peers"]
-        peers = [Peer(int(peer), info["uri"], bool(info["responsive"])) for peer, info in found.items()]
-        return sorted(peers, key=lambda peer: peer.id)
+        return self._rest.get(f"/cluster/telemetry?timeout={_PEER_SECONDS}", _peers_in)
 
     def replicas(self, name: str) -> Sequence[Replica]:
-        found = self._ask("GET", name, "cluster")
-        here = [Replica(found["peer_id"], part["shard_id"], part["state"]) for part in found["local_shards"]]
-        there = [Replica(part["peer_id"], part["shard_id"], part["state"]) for part in found["remote_shards"]]
-        return sorted(here + there, key=lambda replica: (replica.shard, replica.peer))
+        return self._ask("GET", name, "cluster", read=_replicas_in)
 
     def silent_nodes(self) -> list[str]:
         """Return a sentence for each node that location names and that gives no answer now."""
@@ -520,6 +533,10 @@ class ServerStore(Store):
         """Return how many points travel, gRPC or REST, and why."""
         self._bulk_client()
         return str(self._bulk_reason)
+
+    def require_maintained(self, name: str) -> None:
+        """Raise StoreError where the server says that it cannot maintain a collection, as on a full disk."""
+        _refuse_failing(name, self._info(name))
 
     def clock_skew(self) -> float | None:
         """Return how many seconds the server's clock is ahead of ours, None where it does not tell."""
@@ -545,7 +562,7 @@ class ServerStore(Store):
 
     def _checked_version(self) -> str:
         try:
-            found = self._rest.get("/", patient=False)
+            found = self._rest.get("/", anything, patient=False)
         except NotFoundError:
             found = {}
         text = str(found.get("version", "")) if isinstance(found, dict) else ""
@@ -561,14 +578,16 @@ class ServerStore(Store):
             )
         return text
 
-    def _ask(self, method: str, name: str, rest: str = "", body: Any = None) -> Any:
+    def _ask(
+        self, method: str, name: str, rest: str = "", body: Any = None, *, read: Callable[[Any], T]
+    ) -> T:
         missing = NotFoundError(
             f"no collection {name!r} in store {self.location}; list them with `embedstore status`"
         )
         if not _NAME.fullmatch(name) or name in (".", ".."):
             raise missing
         try:
-            return self._rest.request(method, _path(name, rest), body)
+            return self._rest.request(method, _path(name, rest), body, read=read)
         except NotFoundError as error:
             self._forget(name)
             if "Collection" not in str(error):
@@ -576,11 +595,12 @@ class ServerStore(Store):
             raise missing from None
 
     def _info(self, name: str) -> dict[str, Any]:
-        info: dict[str, Any] = self._ask("GET", name)
-        return info
+        return self._ask("GET", name, read=_checked_info)
 
     def _all_names(self) -> list[str]:
-        return [entry["name"] for entry in self._rest.get("/collections")["collections"]]
+        return self._rest.get(
+            "/collections", lambda found: [str(entry["name"]) for entry in found["collections"]]
+        )
 
     def _metadata_of(self, name: str) -> Mapping[str, Any] | None:
         """Return the raw metadata of a collection; None where it has none, or is gone by now.
@@ -588,9 +608,10 @@ class ServerStore(Store):
         Raises OverloadedError at once where it cannot be read, as when its only replica is away.
         """
         try:
-            content = self._rest.get(_path(name), patient=False)["config"].get("metadata")
+            info = self._rest.get(_path(name), _checked_info, patient=False)
         except NotFoundError:
             return None
+        content = info["config"].get("metadata")
         return content if isinstance(content, dict) else None
 
     def _is_ours(self, name: str) -> bool:
@@ -612,12 +633,15 @@ class ServerStore(Store):
         vectors = info["config"]["params"]["vectors"]
         named = {"": vectors} if "size" in vectors else vectors
         expected = {"", HISTORY_VECTOR} if found.spec.additive else {""}
-        for key in sorted(expected | set(named)):
-            size, distance = named.get(key, {}).get("size"), named.get(key, {}).get("distance")
-            if key in expected and (size, distance) != (found.dim, "Dot"):
+        for key in sorted(expected):
+            params = named.get(key, {})
+            size, distance = params.get("size"), params.get("distance")
+            kind = "many vectors" if params.get("multivector_config") else params.get("datatype") or "float32"
+            if (size, distance, kind) != (found.dim, "Dot", "float32"):
                 raise StoreError(
-                    f"collection {name!r} has vector {key!r} of width {size} and distance {distance}, "
-                    f"expected {found.dim} and Dot; delete the collection and run `embedstore sync` again"
+                    f"collection {name!r} has vector {key!r} of width {size}, distance {distance} and type "
+                    f"{kind}, expected {found.dim}, Dot and float32; delete the collection and run "
+                    "`embedstore sync` again"
                 )
         return found
 
@@ -625,7 +649,7 @@ class ServerStore(Store):
         """Raise UsageError for more copies than nodes, of which a server would make fewer in silence."""
         if spread.replicas is None:
             return
-        nodes = len(self._rest.get("/cluster").get("peers", ())) or 1
+        nodes = self._rest.get("/cluster", lambda found: len(found.get("peers", ()))) or 1
         if spread.replicas > nodes:
             raise UsageError(
                 f"{spread.replicas} replicas need as many nodes, store {self.location} has {nodes}; "
@@ -663,9 +687,10 @@ class ServerStore(Store):
         """Give the flips that a collection remembers to those that their aliases name now."""
         content = self._metadata_of(name) or {}
         for alias, target in self.aliases().items():
-            if flips := _noted(content, name, alias):
+            if (flips := _noted(content, name, alias)) and self._is_ours(target):
                 moved = [{"alias": alias, **asdict(flip)} for flip in flips]
-                kept = sorted([*moved, *self._flips_in(target)], key=lambda flip: str(flip.get("at")))
+                known = [flip for flip in self._flips_in(target) if isinstance(flip, dict)]
+                kept = sorted([*moved, *known], key=lambda flip: str(flip.get("at")))
                 self._patch(target, {_PROMOTIONS: kept[-_PROMOTIONS_KEPT:]})
 
     # Many points
@@ -701,18 +726,21 @@ class ServerStore(Store):
         self, name: str, spec: CollectionSpec, *, offset: Any, limit: int, vectors: bool
     ) -> tuple[PointBatch, Any]:
         body = {"offset": offset, "limit": limit, "with_payload": True, "with_vector": vectors}
-        found = self._ask("POST", name, "points/scroll", body)
-        records = found["points"]
-        ids = [record["id"] for record in records]
-        payloads = [record.get("payload") or {} for record in records]
-        if vectors:
-            movies = rows_of([_unnamed(record) for record in records], spec.dim)
-            named = [_named(record, HISTORY_VECTOR) for record in records]
-            history = rows_of(named, spec.dim) if spec.additive else None
-        else:
-            movies = np.zeros((len(ids), 0), np.float32)
-            history = movies if spec.additive else None
-        return PointBatch(ids, movies, history, payloads), found.get("next_page_offset")
+
+        def page_in(found: Any) -> tuple[PointBatch, Any]:
+            records = found["points"]
+            ids = [record["id"] for record in records]
+            payloads = [record.get("payload") or {} for record in records]
+            if vectors:
+                movies = rows_of([_unnamed(record) for record in records], spec.dim)
+                named = [_named(record, HISTORY_VECTOR) for record in records]
+                history = rows_of(named, spec.dim) if spec.additive else None
+            else:
+                movies = np.zeros((len(ids), 0), np.float32)
+                history = movies if spec.additive else None
+            return PointBatch(ids, movies, history, payloads), found.get("next_page_offset")
+
+        return self._ask("POST", name, "points/scroll", body, read=page_in)
 
 
 def _noted(metadata: Mapping[str, Any], name: str, alias: str) -> list[Promotion]:
@@ -768,6 +796,14 @@ def _creation(spec: CollectionSpec, metadata: Mapping[str, Any]) -> dict[str, An
     return body | {key: value for key, value in layout.items() if value is not None}
 
 
+def _refuse_failing(name: str, info: Mapping[str, Any]) -> None:
+    if info["status"] == "red" or info["optimizer_status"] != "ok":
+        raise StoreError(
+            f"collection {name!r} is {info['status']} on the server (optimizer: "
+            f"{info['optimizer_status']}); look at the server's log"
+        )
+
+
 def _is_calm(info: Mapping[str, Any]) -> bool:
     queue = info.get("update_queue") or {}
     return info["status"] == "green" and not queue.get("length") and not queue.get("deferred_points")
@@ -784,23 +820,6 @@ def _filter_of(filters: Filters, exclude: Sequence[MovieId]) -> dict[str, Any] |
     return condition or None
 
 
-def _hit(point: Mapping[str, Any], name: str) -> Hit:
-    payload = point.get("payload") or {}
-    if "movie_id" not in payload:
-        raise StoreError(
-            f"point {point['id']} of collection {name!r} has no movie_id; repair it with `embedstore sync`"
-        )
-    if point["score"] is None:  # gRPC takes NaN from anybody, and JSON has no word for it
-        raise StoreError(
-            f"point {point['id']} of collection {name!r} holds NaN or infinity; "
-            "repair it with `embedstore sync`"
-        )
-    vector = _unnamed(point)
-    return Hit(
-        payload["movie_id"], point["score"], payload, None if vector is None else np.array(vector, np.float32)
-    )
-
-
 def _unnamed(record: Mapping[str, Any]) -> Sequence[float] | None:
     return record["vector"] if isinstance(record.get("vector"), list) else _named(record, "")
 
@@ -811,5 +830,31 @@ def _named(record: Mapping[str, Any], key: str) -> Sequence[float] | None:
     return found if isinstance(found, list) else None
 
 
-def _alias_name(entry: Mapping[str, Any]) -> str:
-    return str(entry["alias_name"])
+# What is read from the results of Qdrant; see RestClient.request.
+
+
+def _checked_info(info: Any) -> dict[str, Any]:
+    """Return what is told of a collection, where all that is used is in it."""
+    if not {"status", "optimizer_status", "payload_schema"} <= info.keys() or "params" not in info["config"]:
+        raise KeyError("status")
+    return dict(info)
+
+
+def _aliases_in(found: Any) -> list[tuple[str, str]]:
+    return sorted((str(entry["alias_name"]), str(entry["collection_name"])) for entry in found["aliases"])
+
+
+def _vectors_in(records: Any) -> dict[PointId, Sequence[float] | None]:
+    return {record["id"]: _unnamed(record) for record in records}
+
+
+def _peers_in(found: Any) -> Sequence[Peer]:
+    peers = found["cluster"]["peers"].items()
+    made = [Peer(int(peer), info["uri"], bool(info["responsive"])) for peer, info in peers]
+    return sorted(made, key=lambda peer: peer.id)
+
+
+def _replicas_in(found: Any) -> Sequence[Replica]:
+    here = [Replica(found["peer_id"], part["shard_id"], part["state"]) for part in found["local_shards"]]
+    there = [Replica(part["peer_id"], part["shard_id"], part["state"]) for part in found["remote_shards"]]
+    return sorted(here + there, key=lambda replica: (replica.shard, replica.peer))

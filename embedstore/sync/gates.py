@@ -50,11 +50,6 @@ class Gate:
     factor: float
     of_live: bool
 
-    @property
-    def overlap_k(self) -> int | None:
-        """K where the metric is overlap@K, else None."""
-        return int(self.metric.removeprefix(_OVERLAP)) if self.metric.startswith(_OVERLAP) else None
-
 
 @dataclass(frozen=True)
 class GateResult:
@@ -89,7 +84,7 @@ def parse_gate(text: str) -> Gate:
     if match is None:
         raise UsageError(
             f"gate {text!r} cannot be read; write METRIC@K, one of >= > <= <, and a number or a share of the "
-            "live run's, as in 'ndcg@100>=0.98*live', 'ndcg@100>=0.45' or 'overlap@10>=0.3'"
+            "live run's, in quotes: 'ndcg@100>=0.98*live', 'ndcg@100>=0.45' or 'overlap@10>=0.3'"
         )
     metric, of_live = match["metric"].removeprefix(_SERVING), match["number"] is None
     protocol = metric.partition(":")[0] if ":" in metric else None
@@ -151,7 +146,7 @@ def check_gates(
     folder = runs_dir or run.path.parent
     results = []
     for gate in gates:
-        judge = _judge if gate.overlap_k is None else _judge_overlap
+        judge = _judge_overlap if gate.metric.startswith(_OVERLAP) else _judge
         try:
             results.append(judge(gate, run, store, alias, folder))
         except StoreUnreachableError:
@@ -174,7 +169,8 @@ def _judge(gate: Gate, run: Run, store: Store | None, alias: str, runs_dir: Path
     reference, measures = live
     _refuse_other_users(run.reference, own.measured_on, reference, measures.measured_on)
     before = _value(gate.metric, reference, measures)
-    told = f" ({gate.factor:g} * {before:.6g}, that of live run {reference})"
+    times = "" if gate.factor == 1 else f"{gate.factor:g} * {before:.6g}, "
+    told = f" ({times}that of live run {reference})"
     return _held(gate, value, gate.factor * before, told)
 
 
@@ -184,7 +180,8 @@ def _judge_overlap(gate: Gate, run: Run, store: Store | None, alias: str, runs_d
     if store is None or alias not in store.aliases():
         text = f"alias {alias!r} names nothing yet to compare lists with"
         return GateResult(gate.text, True, None, None, text)
-    found = compare_live(run, store, alias=alias, runs_dir=runs_dir, k=gate.overlap_k or 1)
+    k = int(gate.metric.removeprefix(_OVERLAP))
+    found = compare_live(run, store, alias=alias, runs_dir=runs_dir, k=k)
     told = f" (the lists of {found.n_users:,} users, live run {found.live})"
     return _held(gate, found.overlap, gate.factor, told)
 

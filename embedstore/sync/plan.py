@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from embedstore.errors import StoreError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Store
 from embedstore.stores.contract import collection_name, valid_alias
 from embedstore.sync.compare import Progress, compare
+from embedstore.sync.gates import Gate, GateResult, check_gates
 from embedstore.sync.upsert import existing, refuse_clash, validate_run
+from embedstore.sync.verify import wrong_metadata
 
 __all__ = ["Plan", "plan"]
 
@@ -19,8 +22,9 @@ __all__ = ["Plan", "plan"]
 class Plan:
     """What sync would do. state: create, resume, repair, rebuild or unchanged.
 
-    write and delete count points; where state is resume, write is the most it can be, since an
-    unfinished collection is read by its writer alone. flip_from is None where alias is new.
+    write and delete count points; where state is resume, or the metadata are wrong, write is the most it
+    can be, since an unfinished collection is read by its writer alone. flip_from is None where alias is new.
+    gates: what they say now; none where the alias would stay.
     """
 
     collection: str
@@ -33,6 +37,7 @@ class Plan:
     flip: bool
     flip_from: str | None
     changes: Sequence[str] = field(default_factory=tuple)
+    gates: Sequence[GateResult] = ()
 
 
 def plan(
@@ -41,6 +46,8 @@ def plan(
     *,
     alias: str = "movies",
     promote: bool = True,
+    gates: Sequence[Gate] = (),
+    runs_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Return what sync would do with the same arguments; writes nothing. store: None where there is none yet.
@@ -59,6 +66,8 @@ def plan(
         metadata = existing(run, store, name)
         if metadata is not None and metadata.state != "sealed":
             state = "resume"
+        elif metadata is not None and (wrong := wrong_metadata(metadata, run)):
+            state, changes = "repair", tuple(wrong)
         elif metadata is not None and store.intact(name):
             state, write = "unchanged", 0
         elif metadata is not None:
@@ -68,4 +77,6 @@ def plan(
                 changes = tuple(difference.reasons)
             except StoreError as error:
                 state, changes = "rebuild", (str(error),)
-    return Plan(name, run.run_id, alias, state, n, write, delete, promote and live != name, live, changes)
+    flip = promote and live != name
+    said = check_gates(gates, run, store, alias=alias, runs_dir=runs_dir) if flip else []
+    return Plan(name, run.run_id, alias, state, n, write, delete, flip, live, changes, tuple(said))

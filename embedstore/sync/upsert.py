@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from embedstore.errors import NotFoundError, RunError, StoreError, VerificationError
+from embedstore.errors import NotFoundError, RunError, StoreDamagedError, StoreError, VerificationError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Note, Store
 from embedstore.stores.contract import (
@@ -28,7 +28,7 @@ from embedstore.stores.contract import (
 )
 from embedstore.sync.compare import Difference, Progress, compare, everything
 from embedstore.sync.gates import Gate, GateResult, check_gates, measures_of
-from embedstore.sync.verify import check, check_recall, good, measure_recall
+from embedstore.sync.verify import check, check_recall, good, measure_recall, told_of, wrong_metadata
 
 __all__ = ["Progress", "SyncReport", "existing", "refuse_clash", "sync", "validate_run"]
 
@@ -94,12 +94,22 @@ def sync(
         refuse_clash(store, alias, name)
         before = existing(run, store, name)
         if before is not None and before.state == "deleting":  # by a gc that was killed
-            store.drop(name)
-            before = None
+            if name in store.aliases().values():  # by other hands: readers wait for it
+                before = replace(before, state="building")
+                store.set_metadata(name, before)
+            else:
+                store.drop(name)
+                before = None
+        wrong = [] if before is None else wrong_metadata(before, run)
+        if before is not None and wrong:
+            before = replace(before, **told_of(run))
+            store.set_metadata(name, before)
         if before is not None and before.state == "sealed" and store.intact(name):
             state, difference, recall = "unchanged", None, before.recall
         else:
             state, difference, recall = _build(run, store, name, before, spread, progress)
+        if wrong and state == "unchanged":
+            state = "repaired"
         previous = store.aliases().get(alias)
         results: list[GateResult] = []
         if promote and previous != name:
@@ -119,7 +129,7 @@ def sync(
         promoted=promoted,
         previous=previous,
         recall=None if recall is None else dict(recall),
-        changes=() if difference is None else tuple(difference.reasons),
+        changes=(*wrong, *(() if difference is None else difference.reasons)),
         gates=tuple(results),
     )
 
@@ -158,13 +168,13 @@ def refuse_clash(store: Store, alias: str, name: str) -> None:
 
 
 def existing(run: Run, store: Store, name: str) -> Metadata | None:
-    """Return the metadata of the collection of run, None where there is none.
+    """Return the metadata of the collection of run, None where there is none that can be read.
 
     Raises StoreError where it was made from other content.
     """
     try:
         found = store.metadata(name)
-    except NotFoundError:
+    except (NotFoundError, StoreDamagedError):
         return None
     if found.fingerprint != run.fingerprint:
         raise StoreError(

@@ -43,7 +43,7 @@ MOVIES = 30
 ALIAS = "movies"
 PROBE = re.compile("[a-z0-9_]{8}")  # the file by which its tempfile sees whether TMPDIR can be written
 DEBIAS = 0.5
-KILLED_AGAIN = 0.3  # of what a kill left unfinished
+KILLED_AGAIN = 0.5  # of what a kill left unfinished
 
 
 class World:

@@ -378,7 +378,8 @@ class EdgeStore(Store):
             for path in sorted((self.path / "aliases").glob("[!.]*.json")):
                 alias = path.name.removesuffix(".json")
                 try:
-                    targets[alias] = _read_alias(path)["collection"]
+                    with _disk(path):
+                        targets[alias] = _read_alias(path)["collection"]
                 except StoreError as error:
                     damaged[alias] = error
         return targets, damaged

@@ -342,7 +342,7 @@ class ServerStore(Store):
     def _note(
         self, alias: str, name: str, previous: str | None, note: Note, flips: Sequence[Promotion]
     ) -> None:
-        at = moment_after(flips[-1].at if flips else None)
+        at = moment_after(max((flip.at for flip in flips), default=""))
         flip = {"alias": alias, "at": at, "previous": previous, **note.to_dict()}
         noted = {_PROMOTIONS: [*self._flips_in(name), flip][-_PROMOTIONS_KEPT:], _PROMOTING: None}
         self._patch(name, {"state": "sealed", **noted})  # a killed gc may have left its mark
@@ -350,17 +350,26 @@ class ServerStore(Store):
     def promotions(self, alias: str) -> list[Promotion]:
         """Return the flips of alias, newest last, as the collections that are there remember them.
 
-        A flip that was not noted, by a kill or by other hands, is the last one and has no time.
+        A flip that was not noted, by a kill or by other hands, has no time. It is the last one, or is told
+        of by the one after it, which noted what the alias named then.
         """
         target = self.aliases().get(valid_alias(alias))
         if target is None:
             return []
         found: dict[tuple[str, str], Promotion] = {}
+        run_ids: dict[str, str] = {}
         for name in self._all_names():
             with suppress(OverloadedError):  # what has lost its last replica cannot be returned to either
-                for flip in _noted(self._metadata_of(name) or {}, name, alias):
+                content = self._metadata_of(name) or {}
+                run_ids[name] = str(content.get("run_id"))
+                for flip in _noted(content, name, alias):
                     found[flip.at, flip.collection] = flip
-        flips = sorted(found.values(), key=lambda flip: flip.at)
+        flips: list[Promotion] = []
+        for flip in sorted(found.values(), key=lambda flip: flip.at):
+            before = flip.previous
+            if before in run_ids and (not flips or flips[-1].collection != before):
+                flips.append(Promotion(before, run_ids[before], ""))
+            flips.append(flip)
         if not flips or flips[-1].collection != target:
             flips.append(Promotion(target, self.metadata(target).run_id, ""))
         return flips[-_PROMOTIONS_KEPT:]

@@ -52,8 +52,9 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
 def changed_runs(folder: Path, size: int) -> Count:
     """A file of a run is truncated, cut, appended to, overwritten, replaced or deleted while it is synced.
 
-    This happens before the first write, after a batch, or while the points are compared. The sync seals what the run was when it began, or refuses and names the file; it is not ended by a signal. What
-    is sealed verifies against the run as it was trained, and with the run restored, the same sync finishes.
+    This happens before the first write, after a batch, or while the points are compared. The sync seals
+    what the run was when it began, or refuses and names the file; it is not ended by a signal. What is
+    sealed verifies against the run as it was trained, and with the run restored, the same sync finishes.
     """
     tally, home = Tally("a run changed while it is synced", "embedded"), folder / "store"
     _change(tally, folder, size, lambda: open_store(home, create=True), lambda: shutil.rmtree(home))

@@ -46,7 +46,7 @@ from embedstore.stores.base import (
     Store,
     moment_after,
 )
-from embedstore.stores.bulk import GrpcBulk
+from embedstore.stores.bulk import GrpcBulk, UnreadableError
 from embedstore.stores.connection import NO_KEY, Connection, endpoints_of
 from embedstore.stores.contract import (
     HEARTBEAT_SECONDS,
@@ -233,9 +233,10 @@ class ServerStore(Store):
         offset: Any = None
 
         def page() -> tuple[PointBatch, Any]:
-            if bulk is None:
-                return self._page_by_rest(name, spec, offset=offset, limit=limit, vectors=vectors)
-            return bulk.scroll(name, spec, offset=offset, limit=limit, vectors=vectors)
+            if bulk is not None:
+                with suppress(UnreadableError):
+                    return bulk.scroll(name, spec, offset=offset, limit=limit, vectors=vectors)
+            return self._page_by_rest(name, spec, offset=offset, limit=limit, vectors=vectors)
 
         coming = self._threads.submit(page)
         while True:

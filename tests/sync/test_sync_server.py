@@ -194,6 +194,17 @@ def test_metadata_that_say_something_else_of_the_run_are_named_and_mended(
         assert verify(store, name, run).count == 40
 
 
+def test_a_payload_that_nests_too_deeply_for_grpc_is_mended(store: ServerStore, run: Run) -> None:
+    sync(run, store)
+    deep: Any = 1
+    for _ in range(50):
+        deep = [{"deeper": deep}]
+    by_other_hands(store, "PUT", "/points?wait=true", {"points": [point(run, 3, payload={"title": deep})]})
+    with pytest.raises(VerificationError, match="point 4 "):
+        verify(store, "movies", run)
+    assert sync(run, store).written == 1
+
+
 def test_what_is_served_is_not_deleted_because_other_hands_say_so(store: ServerStore, run: Run) -> None:
     name = sync(run, store).collection
     store.set_metadata(name, replace(store.metadata(name), state="deleting"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from embedstore.errors import RunError
+from embedstore.runs.files import read_json
 from embedstore.runs.manifest import replace_file
 
 __all__ = ["SCHEMA_VERSION", "add_evaluation", "evaluation_path", "read_evaluation"]
@@ -27,12 +28,12 @@ def read_evaluation(run_path: Path) -> dict[str, dict[str, Any]]:
     """
     path = evaluation_path(run_path)
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RunError(f"{path} is not JSON ({error}); remove it and evaluate the run again") from error
     protocols = content.get("protocols") if isinstance(content, dict) else None
     if (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embedstore.errors import RunError
+from embedstore.runs.files import read_json
 
 __all__ = [
     "MANIFEST",
@@ -25,7 +26,6 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-_LARGEST_MANIFEST = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,7 @@ def read_manifest(run_path: Path) -> Manifest:
     """
     path = run_path / MANIFEST
     try:
-        if path.stat().st_size > _LARGEST_MANIFEST:
-            raise RunError(
-                f"{path} is larger than {_LARGEST_MANIFEST} bytes; it is not a manifest of embedstore"
-            )
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except FileNotFoundError:
         raise RunError(
             f"run {run_path.name} has no {MANIFEST}: its training did not finish; "
@@ -90,8 +86,10 @@ def read_manifest(run_path: Path) -> Manifest:
         ) from None
     except NotADirectoryError:
         raise RunError(f"{run_path} is a file; expected the folder of a run") from None
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is not JSON ({error}); the run is damaged, restore or remove it") from error
+    except ValueError as error:
+        raise RunError(
+            f"{path} is not JSON of embedstore ({error}); the run is damaged, restore or remove it"
+        ) from error
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("schema_version"), int):

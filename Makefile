@@ -10,12 +10,12 @@ BIN    := $(abspath $(VENV))/bin
 STAMP  := $(VENV)/.stamp
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help venv demo test check unit slow bench bench-server quality docs dist clean
+.PHONY: help venv demo test check unit slow bench bench-server quality faults docs dist clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
-	@echo "also: venv, check (no tests), unit (only tests), slow, bench, bench-server, quality, docs, dist, clean"
+	@echo "also: venv, check (no tests), unit (only tests), slow, bench, bench-server, quality, faults, docs, dist, clean"
 
 venv: $(STAMP)
 
@@ -58,6 +58,10 @@ bench-server: $(STAMP)
 # Half an hour: ten trainings of every preset.
 quality: $(STAMP)
 	$(BIN)/python -m benchmarks quality
+
+# Breaks things on purpose, thousands of times; QDRANT_BIN names the program of a server.
+faults: $(STAMP)
+	$(BIN)/python -m tests.faults --output docs/faults.md
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py

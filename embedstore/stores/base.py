@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -14,27 +16,39 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import MovieId
-from embedstore.errors import NotFoundError
+from embedstore.errors import NotFoundError, StoreError
 from embedstore.stores.connection import NO_KEY, Connection, is_url
-from embedstore.stores.contract import CollectionSpec, Metadata, PointBatch, PointId, SearchIndex
+from embedstore.stores.contract import (
+    CollectionSpec,
+    Metadata,
+    PointBatch,
+    PointId,
+    SearchIndex,
+    valid_alias,
+)
 
 __all__ = [
     "NO_FILTERS",
     "Filters",
     "Hit",
+    "Note",
     "Peer",
     "Promotion",
     "Query",
     "Replica",
     "Store",
     "YearOperator",
+    "moment_after",
     "open_store",
+    "who",
 ]
 
 YearOperator = Literal["=", "<", "<=", ">", ">="]
 Vector = npt.NDArray[np.float32]
 
 _TIE_MARGIN = 1
+_LONGEST_WHY = 500
+_TEXTS = {"collection", "run_id", "at", "who", "why", "tool_version"}  # of a Promotion
 
 
 @dataclass(frozen=True)
@@ -73,19 +87,83 @@ class Query:
     exclude: Sequence[MovieId]
 
 
+def who() -> str:
+    """Return user@host of this process."""
+    import getpass
+    import socket
+
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def moment_after(last: str | None) -> str:
+    """Return now, but later than last: clocks go back and differ by machine, the order of flips does not."""
+    moment = datetime.now(UTC)
+    with suppress(ValueError, TypeError):
+        moment = max(moment, datetime.fromisoformat(last or "") + timedelta(microseconds=1))
+    return moment.isoformat(timespec="microseconds")
+
+
+def _tool_version() -> str:
+    from embedstore import __version__
+
+    return __version__
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a flip is remembered with, beside its time; gates as by GateResult.to_dict."""
+
+    why: str = ""
+    gates: Sequence[Mapping[str, Any]] = ()
+    who: str = field(default_factory=who)
+    tool_version: str = field(default_factory=_tool_version)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "who": self.who,
+            "why": self.why[:_LONGEST_WHY],
+            "tool_version": self.tool_version,
+            "gates": [dict(gate) for gate in self.gates],
+        }
+
+
 @dataclass(frozen=True)
 class Promotion:
-    """One flip of an alias. at is UTC, ISO 8601, empty where nobody noted it."""
+    """One flip of an alias, from previous. at is UTC, ISO 8601, empty where nobody noted it."""
 
     collection: str
     run_id: str
     at: str
+    previous: str | None = None
+    who: str = ""
+    why: str = ""
+    tool_version: str = ""
+    gates: Sequence[Mapping[str, Any]] = ()
 
     @property
     def reference(self) -> str:
         """What find_run takes for the run, debiased where the name of the collection says so."""
         _, found, end = self.collection.rpartition(f"__{self.run_id}")
         return f"{self.run_id}{end}" if found else self.run_id
+
+    @classmethod
+    def from_dict(cls, entry: object) -> Promotion | None:
+        """Return what asdict made entry of; None where other hands have changed it beyond use."""
+        if not isinstance(entry, dict):
+            return None
+        texts = {key: value for key, value in entry.items() if key in _TEXTS and isinstance(value, str)}
+        previous, gates = entry.get("previous"), entry.get("gates")
+        if not texts.keys() >= {"collection", "run_id", "at"}:
+            return None
+        return cls(
+            **texts,
+            previous=previous if isinstance(previous, str) else None,
+            gates=[gate for gate in gates if isinstance(gate, dict)] if isinstance(gates, list) else (),
+        )
 
 
 @dataclass(frozen=True)
@@ -199,19 +277,38 @@ class Store(ABC):
         """Make the version that is being written durable, and show it to readers in one step."""
 
     @abstractmethod
+    def pin(self, name: str, pin: Mapping[str, Any] | None) -> None:
+        """Set Metadata.pinned, which keeps a collection from gc; None takes it off."""
+
     def drop(self, name: str) -> None:
-        """Delete a collection. Raises StoreError where an alias names it."""
+        """Delete a collection, or finish its deletion. Raises StoreError where an alias names it."""
+        with self.writer():
+            self._refuse_aliased(name)
+            self._delete(name)
+
+    @abstractmethod
+    def _delete(self, name: str) -> None:
+        """Delete a collection that no alias named a moment ago."""
 
     @abstractmethod
     def aliases(self) -> dict[str, str]:
         """Return the collection that each alias names."""
 
-    @abstractmethod
-    def promote(self, alias: str, name: str) -> bool:
+    def promote(self, alias: str, name: str, note: Note | None = None) -> bool:
         """Point alias at a sealed collection, in one atomic step; False where it did already.
 
         Raises StoreError where the collection is not sealed or alias is the name of a collection.
         """
+        valid_alias(alias)
+        with self.writer():
+            if self.exists(alias):
+                raise StoreError(f"alias {alias!r} has the name of a collection; choose another alias")
+            self._require_sealed(name)
+            return self._flip(alias, name, note or Note())
+
+    @abstractmethod
+    def _flip(self, alias: str, name: str, note: Note) -> bool:
+        """Do what promote does, where name was sealed a moment ago."""
 
     @abstractmethod
     def promotions(self, alias: str) -> list[Promotion]:
@@ -293,6 +390,15 @@ class Store(ABC):
     def writer(self) -> AbstractContextManager[None]:
         """Hold the writer lock. Raises StoreLockedError where another process holds it."""
 
+    @abstractmethod
+    def writing(self, name: str) -> AbstractContextManager[Callable[[], None]]:
+        """Be the one who writes to a building collection, and note in it that its writer lives.
+
+        What it yields is to be called now and then, and raises StoreLockedError where another
+        process took over, as it may from one that shows no sign of life for STALE_SECONDS. Raises
+        StoreLockedError where another one writes.
+        """
+
     def peers(self) -> Sequence[Peer]:
         """Return the nodes of a cluster, by ascending id; none where it is none, or hidden from the key."""
         return ()
@@ -320,6 +426,20 @@ class Store(ABC):
                 f"alias {alias!r} was promoted {len(flips)} times, so there is no {back} promotions ago"
             )
         return flips[-1 - back]
+
+    def _require_sealed(self, name: str) -> None:
+        state = self.metadata(name).state
+        if state == "deleting":
+            raise StoreError(f"collection {name!r} is being deleted; make it again by `embedstore sync`")
+        if state != "sealed":
+            raise StoreError(f"collection {name!r} is not finished; run `embedstore sync` to finish it")
+
+    def _refuse_aliased(self, name: str) -> None:
+        for alias, target in self.aliases().items():
+            if target == name:
+                raise StoreError(
+                    f"collection {name!r} is what alias {alias!r} names; promote another run first"
+                )
 
     def __enter__(self) -> Self:
         return self

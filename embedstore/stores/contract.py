@@ -15,6 +15,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
 __all__ = [
     "ANY_SPREAD",
     "EXACT",
+    "HEARTBEAT_SECONDS",
     "HISTORY_VECTOR",
     "INDEXES",
     "NAMESPACE",
     "SCHEMA_VERSION",
+    "STALE_SECONDS",
     "CollectionSpec",
     "Metadata",
     "PointBatch",
@@ -42,16 +45,20 @@ __all__ = [
     "Spread",
     "check_batch",
     "collection_name",
+    "now",
     "payload",
     "point_id",
     "points",
     "points_at",
     "rows_of",
+    "seconds_since",
     "valid_alias",
 ]
 
 SCHEMA_VERSION = 1
 HISTORY_VECTOR = "history"
+HEARTBEAT_SECONDS = 5.0  # between two signs of life of who builds a collection
+STALE_SECONDS = 30.0  # without one, until another may take over
 INDEXES = {"genres": "keyword", "year": "integer"}
 NAMESPACE = uuid.UUID("6f1b0f0e-6d0c-5a53-9c0e-0a3a7c1a5b1d")
 
@@ -113,7 +120,12 @@ EXACT = SearchIndex()
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a collection says about itself. created_at and heartbeat are UTC, ISO 8601."""
+    """What a collection says about itself. created_at and heartbeat are UTC, ISO 8601.
+
+    writer: who builds it, host:pid:token, None once sealed. pinned: at, who and why it is kept from gc.
+    origin: host:path of the run that it was made from. metrics: those of the run, by name, measured on
+    the users whom measured_on identifies.
+    """
 
     state: State
     run_id: str
@@ -128,6 +140,11 @@ class Metadata:
     recall: Mapping[str, Any] | None = None  # {"k", "value"}, measured before sealing
     schema: int = SCHEMA_VERSION
     debias: float | None = None  # A where V_j is scaled by norm(V_j)^-A
+    writer: str | None = None
+    pinned: Mapping[str, Any] | None = None
+    origin: str | None = None
+    metrics: Mapping[str, float] | None = None
+    measured_on: str | None = None
 
     @property
     def reference(self) -> str:
@@ -211,6 +228,19 @@ def valid_alias(alias: str) -> str:
             "beginning with a letter or digit"
         )
     return alias
+
+
+def now() -> str:
+    """Return the time of this machine as metadata hold it: UTC, ISO 8601, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def seconds_since(moment: object) -> float | None:
+    """Return the age of a time as now writes it, by the clock of this machine; None where it is none."""
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(str(moment))).total_seconds()
+    except (ValueError, TypeError):
+        return None
 
 
 def collection_name(alias: str, reference: str) -> str:

@@ -28,10 +28,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,10 @@ import qdrant_edge as edge
 from embedstore.data.features import MovieId
 from embedstore.errors import NotFoundError, StoreError, StoreLockedError, UsageError
 from embedstore.runs.manifest import digest_of, replace_file, sync_path
-from embedstore.stores.base import NO_FILTERS, Filters, Hit, Promotion, Query, Store
+from embedstore.stores.base import NO_FILTERS, Filters, Hit, Note, Promotion, Query, Store, moment_after
 from embedstore.stores.contract import (
     ANY_SPREAD,
+    HEARTBEAT_SECONDS,
     HISTORY_VECTOR,
     INDEXES,
     CollectionSpec,
@@ -52,6 +53,7 @@ from embedstore.stores.contract import (
     PointBatch,
     PointId,
     check_batch,
+    now,
     point_id,
     rows_of,
     valid_alias,
@@ -78,6 +80,10 @@ _EXACT = edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10000)
 # indexes per point, then the first pages of all files.
 _POINT_BYTES = 1000
 _SHARD_BYTES = 4 << 20
+
+
+class _DamagedError(StoreError):
+    """A small file of the store does not hold what it should."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,7 @@ class EdgeStore(Store):
                 )
             if name in self.aliases():
                 raise StoreError(f"collection {name!r} has the name of an alias; choose another alias")
-            if (self.path / "collections" / name / _RECORD).exists() and self._record(name).sealed:
+            if self.exists(name) and self._record(name).sealed:
                 raise StoreError(f"collection {name!r} exists and is sealed; use revise to change it")
             self._abandon(name)
             self._require_room(_expected_bytes(metadata.count, spec))
@@ -288,8 +294,9 @@ class EdgeStore(Store):
 
     def set_metadata(self, name: str, metadata: Metadata) -> None:
         with self.writer(), _disk(self.path):
-            record = replace(self._record(name), metadata=metadata)
-            replace_file(self.path / "collections" / name / _RECORD, record.to_json())
+            record = self._record(name)
+            changed = replace(record, metadata=replace(metadata, pinned=record.metadata.pinned))
+            replace_file(self.path / "collections" / name / _RECORD, changed.to_json())
 
     def seal(self, name: str, metadata: Metadata) -> None:
         with self.writer(), _disk(self.path):
@@ -307,19 +314,21 @@ class EdgeStore(Store):
                 key: {"bytes": sizes[key], "sha256": digest} for key, digest in _digests(shard_folder).items()
             }
             config = (shard_folder / _EDGE_CONFIG).read_text(encoding="utf-8")
-            sealed = replace(metadata, state="sealed")
+            pinned = self._record(name).metadata.pinned
+            sealed = replace(metadata, state="sealed", writer=None, pinned=pinned)
             sync_path(folder)
             replace_file(folder / _RECORD, _Record(sealed, writing.generation, files, config).to_json())
             _remove_other_generations(folder, writing.generation)
 
-    def drop(self, name: str) -> None:
+    def pin(self, name: str, pin: Mapping[str, Any] | None) -> None:
         with self.writer(), _disk(self.path):
+            record = self._record(name)
+            pinned = replace(record, metadata=replace(record.metadata, pinned=pin))
+            replace_file(self.path / "collections" / name / _RECORD, pinned.to_json())
+
+    def _delete(self, name: str) -> None:
+        with _disk(self.path):
             self._record(name)
-            naming = [alias for alias, target in self.aliases().items() if target == name]
-            if naming:
-                raise StoreError(
-                    f"collection {name!r} is what alias {naming[0]!r} names; promote another run first"
-                )
             self._abandon(name)
             folder = self.path / "collections" / name
             (folder / _RECORD).unlink()
@@ -333,25 +342,23 @@ class EdgeStore(Store):
             paths = sorted((self.path / "aliases").glob("[!.]*.json"))
             return {path.name.removesuffix(".json"): _read_alias(path)["collection"] for path in paths}
 
-    def promote(self, alias: str, name: str) -> bool:
-        valid_alias(alias)
-        with self.writer(), _disk(self.path):
-            record = self._record(name)
-            if not record.sealed:
-                raise StoreError(f"collection {name!r} is not finished; run `embedstore sync` first")
-            if (self.path / "collections" / alias / _RECORD).exists():
-                raise StoreError(f"alias {alias!r} has the name of a collection; choose another alias")
-            path = self.path / "aliases" / f"{alias}.json"
+    def _flip(self, alias: str, name: str, note: Note) -> bool:
+        path = self.path / "aliases" / f"{alias}.json"
+        with _disk(self.path):
             path.parent.mkdir(exist_ok=True)
-            before = _read_alias(path) if path.exists() else {"collection": None, "promotions": []}
+            before: dict[str, Any] = {"collection": None, "promotions": []}
+            with suppress(_DamagedError, FileNotFoundError):  # a flip mends it
+                before = _read_alias(path)
             if before["collection"] == name:
                 return False
-            at = datetime.now(UTC).isoformat(timespec="seconds")
-            flip = {"collection": name, "run_id": record.metadata.run_id, "at": at}
+            flips = _flips_of(before)
+            at = moment_after(flips[-1].at if flips else None)
+            run_id = self._record(name).metadata.run_id
+            flips.append(Promotion(name, run_id, at, before["collection"], **note.to_dict()))
             content = {
                 "schema": STORE_SCHEMA,
                 "collection": name,
-                "promotions": [*before["promotions"], flip][-_PROMOTIONS_KEPT:],
+                "promotions": [asdict(flip) for flip in flips[-_PROMOTIONS_KEPT:]],
             }
             replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
             return True
@@ -359,12 +366,14 @@ class EdgeStore(Store):
     def promotions(self, alias: str) -> list[Promotion]:
         path = self.path / "aliases" / f"{valid_alias(alias)}.json"
         with _disk(self.path):
-            if not path.exists():
-                return []
             try:
-                return [Promotion(**flip) for flip in _read_alias(path)["promotions"]]
-            except TypeError as error:
-                raise StoreError(f"{path} is not an alias of embedstore ({error}); remove it") from error
+                content = _read_alias(path)
+            except FileNotFoundError:
+                return []
+        target, flips = content["collection"], _flips_of(content)
+        if not flips or flips[-1].collection != target:  # by other hands
+            flips.append(Promotion(target, self.metadata(target).run_id, ""))
+        return flips
 
     # Search
 
@@ -410,6 +419,21 @@ class EdgeStore(Store):
                     _close(self._writing.pop(name).shard)
                 os.close(self._lock_file)
                 self._lock_file = None
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Callable[[], None]]:
+        beaten = time.monotonic()
+
+        def check() -> None:
+            nonlocal beaten
+            if time.monotonic() - beaten > HEARTBEAT_SECONDS:
+                beaten = time.monotonic()
+                metadata = self.metadata(name)
+                if metadata.state == "building":
+                    self.set_metadata(name, replace(metadata, heartbeat=now()))
+
+        with self.writer():  # whoever dies loses the lock
+            yield check
 
     def locked(self) -> bool:
         """Whether another process writes now. Takes the lock for an instant, so it is not for a loop."""
@@ -654,9 +678,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged: not JSON ({error}); restore it") from error
+        raise _DamagedError(f"{path} is damaged: not JSON ({error}); restore it") from error
     if not isinstance(content, dict):
-        raise StoreError(f"{path} is damaged: not a JSON object; restore it")
+        raise _DamagedError(f"{path} is damaged: not a JSON object; restore it")
     return content
 
 
@@ -668,8 +692,13 @@ def _read_alias(path: Path) -> dict[str, Any]:
             "upgrade embedstore"
         )
     if not isinstance(content.get("collection"), str) or not isinstance(content.get("promotions"), list):
-        raise StoreError(f"{path} is damaged: it names no collection; promote a run again")
+        raise _DamagedError(f"{path} is damaged: it names no collection; promote a run again")
     return content
+
+
+def _flips_of(alias_file: Mapping[str, Any]) -> list[Promotion]:
+    flips = [Promotion.from_dict(entry) for entry in alias_file["promotions"]]
+    return [flip for flip in flips if flip is not None]
 
 
 def _new_generation() -> str:

@@ -8,12 +8,16 @@ alias that must not break.
 
 from __future__ import annotations
 
+import os
 import re
+import secrets
+import socket
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -22,13 +26,32 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import MovieId
-from embedstore.errors import NotFoundError, StoreError, StoreUnreachableError, UsageError
-from embedstore.stores.base import NO_FILTERS, Filters, Hit, Peer, Promotion, Query, Replica, Store
+from embedstore.errors import (
+    NotFoundError,
+    StoreError,
+    StoreLockedError,
+    StoreUnreachableError,
+    UsageError,
+)
+from embedstore.stores.base import (
+    NO_FILTERS,
+    Filters,
+    Hit,
+    Note,
+    Peer,
+    Promotion,
+    Query,
+    Replica,
+    Store,
+    moment_after,
+)
 from embedstore.stores.bulk import GrpcBulk
 from embedstore.stores.connection import NO_KEY, Connection, endpoints_of
 from embedstore.stores.contract import (
+    HEARTBEAT_SECONDS,
     HISTORY_VECTOR,
     INDEXES,
+    STALE_SECONDS,
     CollectionSpec,
     Metadata,
     PointBatch,
@@ -36,8 +59,10 @@ from embedstore.stores.contract import (
     SearchIndex,
     Spread,
     check_batch,
+    now,
     point_id,
     rows_of,
+    seconds_since,
     valid_alias,
 )
 from embedstore.stores.rest import ConflictError, ForbiddenError, OverloadedError, RestClient
@@ -46,12 +71,15 @@ __all__ = ["ServerStore"]
 
 OLDEST_SERVER = (1, 17, 1)
 _PROMOTIONS_KEPT = 100
-_PROMOTIONS = "promotions"  # in the metadata: [{"alias", "at"}, ...], oldest first
+_PROMOTIONS = "promotions"  # in the metadata: [{"alias", "at", "previous", ...}, ...], oldest first
+_PROMOTING = "promoting"  # in the metadata: since when somebody is about to point an alias here
+_PROMOTING_SECONDS = 600.0  # after which he was killed
 _NAME = re.compile(r"[^/\\\0<>:\"|?*]{1,250}")
 _OUR_NAME = re.compile(r".+__\d{8}t\d{6}-[0-9a-f]{4}(_debias[01]\.\d\d)?")  # ALIAS__RUN
 _IN_FLIGHT = 2
 _READY_SECONDS = 3600.0
 _SETTLE_SECONDS = 30.0  # for the nodes of a cluster to agree
+_SETTLING = (0.0, *[0.02] * 50)  # looks, until it is written again
 _PEER_SECONDS = 5  # for one of them to answer another
 _BATCH_QUERIES = 64
 _COMPARISONS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
@@ -80,6 +108,7 @@ class ServerStore(Store):
         self._flying: list[Future[None]] = []
         self._revising: set[str] = set()
         self._depth = 0
+        self._name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # as Metadata.writer
         self._known: dict[str, Metadata] = {}
         try:
             self.version = self._checked_version()
@@ -122,12 +151,15 @@ class ServerStore(Store):
         if self.exists(name):
             if self.metadata(name).state == "sealed":
                 raise StoreError(f"collection {name!r} exists and is sealed; use revise to change it")
+            self._await_silence(name)
             self._rest.request("DELETE", _path(name))
             self._forget(name)
         self._check_spread(spec.spread)
-        content = {**metadata.to_dict(), "state": "building"}
-        with suppress(ConflictError):  # the answer to an earlier try was lost
+        content = {**metadata.to_dict(), "state": "building", "writer": self._name}
+        try:
             self._rest.request("PUT", _path(name), _creation(spec, content))
+        except ConflictError:  # another writer was faster, unless the answer to an earlier try was lost
+            self._await_silence(name)
         self.create_indexes(name)
 
     def create_indexes(self, name: str) -> None:
@@ -143,14 +175,12 @@ class ServerStore(Store):
     def revise(self, name: str, *, empty: bool = False) -> None:
         metadata = self.metadata(name)
         if empty:
-            if naming := self._aliases_of(name):
-                raise StoreError(
-                    f"collection {name!r} cannot be emptied while alias {naming[0]!r} names it; "
-                    "promote another run first"
-                )
+            self._refuse_aliased(name)
+            noted = self._flips_in(name)
             self._rest.request("DELETE", _path(name))
             self._forget(name)
             self.create(name, metadata.spec, metadata)
+            self._patch(name, {_PROMOTIONS: noted})
         elif metadata.state == "sealed" and self._depth:
             self._revising.add(name)
 
@@ -225,26 +255,53 @@ class ServerStore(Store):
         return False  # nothing but the points themselves tells
 
     def set_metadata(self, name: str, metadata: Metadata) -> None:
-        self._forget(name)
-        self._rest.request("PATCH", _path(name), {"metadata": metadata.to_dict()})
+        content = metadata.to_dict()
+        del content["pinned"]  # see pin
+        self._patch(name, content)
+
+    def pin(self, name: str, pin: Mapping[str, Any] | None) -> None:
+        self.metadata(name)
+        self._patch(name, {"pinned": pin})
 
     def seal(self, name: str, metadata: Metadata) -> None:
         self._land()
-        self.set_metadata(name, Metadata(**{**metadata.to_dict(), "state": "sealed"}))
-        self._revising.discard(name)
+        found = self._fresh(name)
+        if found.state == "building" and found.writer != self._name:
+            raise _taken_over(name, found)
         # A node asks another one for the shards that it lacks, and that one may learn of it later.
         deadline = time.monotonic() + _SETTLE_SECONDS
-        while self.metadata(name).state != "sealed":
+        while found.state != "sealed" or found.writer is not None or name in self._revising:
             if time.monotonic() > deadline:
                 raise StoreError(f"collection {name!r} does not become sealed; look at the cluster's nodes")
-            time.sleep(0.02)
+            self.set_metadata(name, replace(metadata, state="sealed", writer=None))
+            self._revising.discard(name)
+            for pause in _SETTLING:
+                found = self._fresh(name)
+                if found.state == "sealed":
+                    break
+                time.sleep(pause)
 
-    def drop(self, name: str) -> None:
-        self.metadata(name)
-        if naming := self._aliases_of(name):
-            raise StoreError(
-                f"collection {name!r} is what alias {naming[0]!r} names; promote another run first"
-            )
+    def _delete(self, name: str) -> None:
+        """Mark the collection, look whether somebody promotes it at this moment, and delete it.
+
+        Whoever promotes writes first that he does and looks for the mark then, so that one of the two
+        sees the other: deleting a collection would delete its aliases.
+        """
+        before = self._fresh(name)
+        if before.state == "building":
+            self._await_silence(name)
+        self._patch(name, {"state": "deleting"})
+        try:
+            self._refuse_aliased(name)
+            since = (self._metadata_of(name) or {}).get(_PROMOTING)
+            age = seconds_since(since)
+            if age is not None and age < _PROMOTING_SECONDS:
+                raise StoreError(f"collection {name!r} is being promoted; try again in a minute")
+        except StoreError:
+            self._patch(name, {"state": "building" if before.state == "building" else "sealed"})
+            raise
+        with suppress(StoreError, NotFoundError):  # the history never stands in the way
+            self._carry(name)
         self._forget(name)
         self._rest.request("DELETE", _path(name))
 
@@ -254,40 +311,46 @@ class ServerStore(Store):
         found = self._rest.get("/aliases")["aliases"]
         return {entry["alias_name"]: entry["collection_name"] for entry in sorted(found, key=_alias_name)}
 
-    def _aliases_of(self, name: str) -> list[str]:
-        return [alias for alias, target in self.aliases().items() if target == name]
-
-    def promote(self, alias: str, name: str) -> bool:
-        valid_alias(alias)
-        metadata = self.metadata(name)
-        if metadata.state != "sealed":
-            raise StoreError(f"collection {name!r} is not finished; run `embedstore sync` first")
-        if self.exists(alias):
-            raise StoreError(f"alias {alias!r} has the name of a collection; choose another alias")
-        if self.aliases().get(alias) == name:
+    def _flip(self, alias: str, name: str, note: Note) -> bool:
+        previous = self.aliases().get(alias)
+        if previous == name:
             return False
-        flips = self.promotions(alias)
-        # CreateAlias moves an alias that is there in one step; deleting it first would leave a gap.
-        move = {"create_alias": {"alias_name": alias, "collection_name": name}}
-        self._rest.request("POST", "/collections/aliases", {"actions": [move]})
-        with suppress(StoreError):  # the history never stands in the way of a flip; see promotions
-            self._note(alias, name, flips)
+        flips: list[Promotion] = []
+        with suppress(StoreError, NotFoundError):  # the history never stands in the way of a flip
+            flips = self.promotions(alias)
+        self._patch(name, {_PROMOTING: now()})
+        try:
+            self._forget(name)
+            self._require_sealed(name)
+            # CreateAlias moves an alias that is there in one step; deleting it first would leave a gap.
+            move = {"create_alias": {"alias_name": alias, "collection_name": name}}
+            self._rest.request("POST", "/collections/aliases", {"actions": [move]})
+        except BaseException:
+            with suppress(StoreError, NotFoundError):
+                self._patch(name, {_PROMOTING: None})
+            raise
+        at = moment_after(flips[-1].at if flips else None)
+        with suppress(StoreError, NotFoundError):
+            kept = self._flips_in(name)
+            flip = {"alias": alias, "at": at, "previous": previous, **note.to_dict()}
+            noted = {_PROMOTIONS: [*kept, flip][-_PROMOTIONS_KEPT:], _PROMOTING: None}
+            self._patch(name, {"state": "sealed", **noted})  # a killed gc may have left its mark
         return True
 
     def promotions(self, alias: str) -> list[Promotion]:
-        """Return the flips of alias, newest last, as the collections that are still there remember them.
+        """Return the flips of alias, newest last, as the collections that are there remember them.
 
         A flip that was not noted, by a kill or by other hands, is the last one and has no time.
         """
         target = self.aliases().get(valid_alias(alias))
         if target is None:
             return []
-        flips: list[Promotion] = []
+        found: dict[tuple[str, str], Promotion] = {}
         for name in self._all_names():
             with suppress(OverloadedError):  # what has lost its last replica cannot be returned to either
-                content = self._metadata_of(name) or {}
-                flips += [Promotion(name, str(content.get("run_id")), at) for at in _noted(content, alias)]
-        flips.sort(key=lambda flip: flip.at)
+                for flip in _noted(self._metadata_of(name) or {}, name, alias):
+                    found[flip.at, flip.collection] = flip
+        flips = sorted(found.values(), key=lambda flip: flip.at)
         if not flips or flips[-1].collection != target:
             flips.append(Promotion(target, self.metadata(target).run_id, ""))
         return flips[-_PROMOTIONS_KEPT:]
@@ -353,6 +416,65 @@ class ServerStore(Store):
                 self._known.clear()
                 with suppress(StoreError):
                     self._land()
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Callable[[], None]]:
+        """See Store.writing. The server has no lock: a thread notes the heartbeat, and looks whose it is.
+
+        Two that took over at the same instant write the same points, until one sees the other.
+        """
+        with self.writer():
+            metadata = self._fresh(name)
+            if metadata.state != "building":
+                yield lambda: None
+                return
+            self._await_silence(name)
+            self._patch(name, {"writer": self._name, "heartbeat": now()})
+            ended, lost = threading.Event(), threading.Event()
+
+            def beat() -> None:
+                while not ended.wait(HEARTBEAT_SECONDS):
+                    with suppress(StoreError, NotFoundError):  # whoever writes will see it too
+                        found = self._metadata_of(name) or {}
+                        if found.get("writer") not in (self._name, None):
+                            lost.set()
+                            return
+                        if found.get("state") == "building":
+                            self._patch(name, {"heartbeat": now()})
+
+            def check() -> None:
+                if lost.is_set():
+                    raise _taken_over(name, self._fresh(name))
+
+            thread = threading.Thread(target=beat, daemon=True)
+            thread.start()
+            try:
+                yield check
+            except BaseException:
+                ended.set()
+                with suppress(StoreError, NotFoundError):  # the next one need not wait
+                    if self._fresh(name).writer == self._name:
+                        self._patch(name, {"writer": None})
+                raise
+            finally:
+                ended.set()
+                thread.join()
+
+    def _await_silence(self, name: str) -> None:
+        """Return when nobody else builds a collection, or whoever does gives no sign of life.
+
+        By this machine's clock, since those of others may be wrong. Raises StoreLockedError at the
+        first sign.
+        """
+        found = self._fresh(name)
+        deadline = time.monotonic() + STALE_SECONDS
+        while found.state == "building" and found.writer not in (None, self._name):
+            if _is_dead(str(found.writer)) or time.monotonic() > deadline:
+                return
+            time.sleep(HEARTBEAT_SECONDS / 5)
+            before, found = found, self._fresh(name)
+            if (found.writer, found.heartbeat) != (before.writer, before.heartbeat):
+                raise _taken_over(name, found)
 
     # The nodes
 
@@ -499,21 +621,34 @@ class ServerStore(Store):
         return metadata
 
     def _check_readable(self, name: str) -> None:
-        if not self._depth and self.metadata(name).state != "sealed":
-            raise StoreError(f"collection {name!r} is not finished; run `embedstore sync` to finish it")
+        if not self._depth:
+            self._require_sealed(name)
 
     def _forget(self, name: str) -> None:
         self._known.pop(name, None)
 
-    def _note(self, alias: str, name: str, flips: Sequence[Promotion]) -> None:
-        now = datetime.now(UTC)
-        if flips and flips[-1].at:  # clocks of several machines differ; the order of flips does not
-            now = max(now, datetime.fromisoformat(flips[-1].at) + timedelta(microseconds=1))
-        noted = (self._info(name)["config"].get("metadata") or {}).get(_PROMOTIONS)
-        kept = noted if isinstance(noted, list) else []
-        flip = {"alias": alias, "at": now.isoformat(timespec="microseconds")}
-        content = {_PROMOTIONS: [*kept, flip][-_PROMOTIONS_KEPT:]}
+    def _fresh(self, name: str) -> Metadata:
+        self._forget(name)
+        return self.metadata(name)
+
+    def _patch(self, name: str, content: Mapping[str, Any]) -> None:
+        """Merge content into the metadata of a collection; None removes a key."""
+        self._forget(name)
         self._rest.request("PATCH", _path(name), {"metadata": content})
+
+    def _flips_in(self, name: str) -> list[Any]:
+        """Return the flips that a collection remembers."""
+        noted = (self._metadata_of(name) or {}).get(_PROMOTIONS)
+        return noted if isinstance(noted, list) else []
+
+    def _carry(self, name: str) -> None:
+        """Give the flips that a collection remembers to those that their aliases name now."""
+        content = self._metadata_of(name) or {}
+        for alias, target in self.aliases().items():
+            if flips := _noted(content, name, alias):
+                moved = [{"alias": alias, **asdict(flip)} for flip in flips]
+                kept = sorted([*moved, *self._flips_in(target)], key=lambda flip: str(flip.get("at")))
+                self._patch(target, {_PROMOTIONS: kept[-_PROMOTIONS_KEPT:]})
 
     # Many points
 
@@ -562,11 +697,34 @@ class ServerStore(Store):
         return PointBatch(ids, movies, history, payloads), found.get("next_page_offset")
 
 
-def _noted(metadata: Mapping[str, Any], alias: str) -> list[str]:
-    """Return when a collection was promoted, as far as it is noted in its metadata."""
+def _noted(metadata: Mapping[str, Any], name: str, alias: str) -> list[Promotion]:
+    """Return the flips of alias that the metadata of collection name remember: its own, and carried ones."""
     noted = metadata.get(_PROMOTIONS)
-    flips = noted if isinstance(noted, list) else []
-    return [str(flip.get("at")) for flip in flips if isinstance(flip, dict) and flip.get("alias") == alias]
+    own = {"collection": name, "run_id": metadata.get("run_id")}
+    entries = [entry for entry in noted if isinstance(entry, dict)] if isinstance(noted, list) else []
+    flips = [Promotion.from_dict({**own, **entry}) for entry in entries if entry.get("alias") == alias]
+    return [flip for flip in flips if flip is not None]
+
+
+def _taken_over(name: str, found: Metadata) -> StoreLockedError:
+    host, pid, _ = (*str(found.writer).split(":"), "", "")[:3]
+    return StoreLockedError(
+        f"collection {name!r} is being written by process {pid} on {host}; wait until it has finished"
+    )
+
+
+def _is_dead(writer: str) -> bool:
+    """Whether a writer was a process of this machine that is no more."""
+    host, pid, _ = (*writer.split(":"), "", "")[:3]
+    if host != socket.gethostname() or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def _path(name: str, rest: str = "") -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +16,7 @@ import numpy.typing as npt
 
 from embedstore.data.features import Ids, Rows, Vocabulary
 from embedstore.errors import NotFoundError, RunError, StoreError, UsageError, VerificationError
+from embedstore.runs.manifest import sync_path
 from embedstore.runs.registry import LIVE, find_run
 from embedstore.runs.writer import (
     ADDITIVE,
@@ -31,6 +35,7 @@ from embedstore.sync.compare import Progress
 __all__ = ["RestoreReport", "find_collection", "rebuild", "restore"]
 
 _LINE = ("movie_id", "title", "year", "genres", "popularity")
+_STAGING = ".restoring"  # in the folder of runs, where nobody takes it for one
 
 
 @dataclass(frozen=True)
@@ -117,11 +122,47 @@ def rebuild(
 ) -> Path:
     """Write and seal the run of a collection, without users, and without its tower unless additive.
 
-    Reads the collection twice, a bounded number of points at a time. Raises VerificationError where
-    what was read does not have the fingerprint of the run, RunError where the folder exists or cannot
-    be written; then nothing is left behind.
+    Reads the collection twice, a bounded number of points at a time. The folder appears when it is
+    whole: what a kill leaves is removed by the next restore. Raises VerificationError where what was
+    read does not have the fingerprint of the run, RunError where the folder exists or cannot be
+    written; then nothing is left behind.
     """
-    with run_folder(runs_dir, metadata.run_id) as path:
+    target = runs_dir / metadata.run_id
+    with _staging(runs_dir) as staging:
+        if target.exists():  # also where another restore was faster
+            raise RunError(f"run folder {target} exists; choose another --runs")
+        path = _write(store, name, metadata, staging, progress)
+        try:
+            path.rename(target)
+            sync_path(runs_dir)
+        except OSError as error:
+            raise RunError(f"run folder {target} cannot be made: {error.strerror}") from error
+    return target
+
+
+@contextmanager
+def _staging(runs_dir: Path) -> Iterator[Path]:
+    """Yield an empty folder within runs_dir; one process at a time has it."""
+    import fcntl  # POSIX alone; reading works without it
+
+    folder = runs_dir / _STAGING
+    with ExitStack() as stack:
+        try:
+            runs_dir.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(runs_dir, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        except OSError as error:
+            raise RunError(f"folder of runs {runs_dir} cannot be written: {error.strerror}") from error
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
+
+
+def _write(store: Store, name: str, metadata: Metadata, folder: Path, progress: Progress | None) -> Path:
+    """Write and seal the run of a collection in folder; see rebuild."""
+    with run_folder(folder, metadata.run_id) as path:
         try:
             movies = Vocabulary(_movie_ids(store, name))
             n_ratings = _write_points(path, store, name, metadata, movies, progress)

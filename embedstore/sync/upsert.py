@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from embedstore.stores.contract import (
     SearchIndex,
     Spread,
     collection_name,
+    now,
     points_at,
     valid_alias,
 )
@@ -31,7 +30,6 @@ __all__ = ["Progress", "SyncReport", "existing", "refuse_clash", "sync", "valida
 
 _BATCH = 1000
 _BLOCK = 1 << 14  # rows checked at a time
-_HEARTBEAT_SECONDS = 10.0
 # Up to here exact search takes some 20 ms; beyond, HNSW, with more links while the recall is too low.
 _LARGEST_EXACT = 80 << 20
 _LADDER = (SearchIndex(32, 256), SearchIndex(48, 384), SearchIndex(64, 512))
@@ -82,6 +80,9 @@ def sync(
     with store.writer():
         refuse_clash(store, alias, name)
         before = existing(run, store, name)
+        if before is not None and before.state == "deleting":  # by a gc that was killed
+            store.drop(name)
+            before = None
         if before is not None and before.state == "sealed" and store.intact(name):
             state, difference, recall = "unchanged", None, before.recall
         else:
@@ -158,37 +159,41 @@ def _build(
 ) -> tuple[str, Difference, dict[str, Any]]:
     """Bring the collection into the state of run and seal it; return what was done."""
     metadata = _metadata(run) if before is None else before
-    difference = everything(run)
     if before is None:
-        state = "created"
         store.create(name, replace(metadata.spec, spread=spread), metadata)
-    else:
-        state = "resumed" if before.state == "building" else "repaired"
+    with store.writing(name) as still_ours:
+        difference = everything(run)
+        state = "created"
+        if before is not None:
+            state = "resumed" if before.state == "building" else "repaired"
+            try:
+                store.revise(name)
+                difference = compare(run, store, name, progress=progress)
+            except StoreError:  # it cannot be opened or read
+                if store.in_place:
+                    raise
+                state = "rebuilt"
+                store.revise(name, empty=True)
+        if store.in_place and state == "repaired" and not difference:
+            # What is in the payload indexes is the server's own doing; how it searches may be other hands'.
+            with suppress(VerificationError):  # mended below
+                return "unchanged", difference, check_recall(run, store, name)
+        _apply(run, store, name, difference, progress, still_ours)
         try:
-            store.revise(name)
-            difference = compare(run, store, name, progress=progress)
-        except StoreError:  # it cannot be opened or read
-            if store.in_place:
+            index, recall = _index_and_check(run, store, name, progress)
+        except (StoreError, VerificationError):
+            if store.in_place or state in ("created", "rebuilt"):
                 raise
-            state = "rebuilt"
+            # Mending did not help, so the shard itself is damaged.
+            state, difference = "rebuilt", replace(everything(run), reasons=difference.reasons)
             store.revise(name, empty=True)
-    if store.in_place and state == "repaired" and not difference:
-        # What is in the payload indexes is the server's own doing; how it searches may be other hands'.
-        with suppress(VerificationError):  # mended below
-            return "unchanged", difference, check_recall(run, store, name)
-    _apply(run, store, name, metadata, difference, progress)
-    try:
-        index, recall = _index_and_check(run, store, name, progress)
-    except (StoreError, VerificationError):
-        if store.in_place or state in ("created", "rebuilt"):
-            raise
-        # Mending did not help, so the shard itself is damaged.
-        state, difference = "rebuilt", replace(everything(run), reasons=difference.reasons)
-        store.revise(name, empty=True)
-        _apply(run, store, name, metadata, difference, progress)
-        index, recall = _index_and_check(run, store, name, progress)
-    made = replace(metadata, heartbeat=_now(), recall=recall, count=len(run.movies), search=index.to_dict())
-    store.seal(name, made)
+            _apply(run, store, name, difference, progress, still_ours)
+            index, recall = _index_and_check(run, store, name, progress)
+        still_ours()
+        made = replace(
+            metadata, heartbeat=now(), recall=recall, count=len(run.movies), search=index.to_dict()
+        )
+        store.seal(name, made)
     return state, difference, recall
 
 
@@ -210,24 +215,21 @@ def _apply(
     run: Run,
     store: Store,
     name: str,
-    metadata: Metadata,
     difference: Difference,
     progress: Progress | None,
+    still_ours: Callable[[], None],
 ) -> None:
     """Write what is missing or different, delete what is extra, and flush."""
     rows = difference.rows
     if difference.indexes_missing:
         store.create_indexes(name)
-    beaten = time.monotonic()
     for start in range(0, len(difference.extra), _BATCH):
         store.delete(name, difference.extra[start : start + _BATCH])
     for start in range(0, rows.size, _BATCH):
         store.upsert(name, points_at(run, rows[start : start + _BATCH]))
         if progress is not None:
             progress("writing", min(start + _BATCH, rows.size), int(rows.size))
-        if metadata.state == "building" and time.monotonic() - beaten > _HEARTBEAT_SECONDS:
-            store.set_metadata(name, replace(metadata, heartbeat=_now()))
-            beaten = time.monotonic()
+        still_ours()
     store.flush(name)
 
 
@@ -241,12 +243,8 @@ def _metadata(run: Run) -> Metadata:
         count=len(run.movies),
         tower=run.manifest.tower,
         fingerprint=run.fingerprint,
-        created_at=_now(),
-        heartbeat=_now(),
+        created_at=now(),
+        heartbeat=now(),
         tool_version=__version__,
         debias=run.manifest.debias,
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["map_array", "open_file", "parse_json", "read_json"]
+__all__ = ["json_in", "map_array", "open_file", "read_json"]
 
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _LARGEST_JSON = 4 << 20
@@ -55,23 +55,22 @@ def open_file(folder: Path, name: str) -> FileIO:
     return file
 
 
-def read_json(path: Path, *, largest: int = _LARGEST_JSON) -> Any:
-    """Return what a JSON file of at most largest bytes holds.
-
-    Raises ValueError as parse_json does, OSError as open_file does.
-    """
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds. Raises ValueError as json_in does, OSError as open_file does."""
     with open_file(path.parent, path.name) as file:
-        if os.fstat(file.fileno()).st_size > largest:
-            raise ValueError(f"more than {largest:,} bytes")
-        return parse_json(file.read(largest))
+        return json_in(file)
 
 
-def parse_json(text: bytes) -> Any:
-    """Return the value of a JSON text that every command can also print.
+def json_in(file: FileIO) -> Any:
+    """Return what an open JSON file holds: what every command can also print.
 
-    Raises ValueError where it is none, has more than 100,000 values or 32 levels, a number that is not
-    finite, or half a character (a lone surrogate).
+    Raises ValueError where it is no JSON, has more than 4 MB, 100,000 values or 32 levels, a number that is
+    not finite, or half a character (a lone surrogate).
     """
+    size = os.fstat(file.fileno()).st_size
+    if size > _LARGEST_JSON:
+        raise ValueError(f"more than {_LARGEST_JSON:,} bytes")
+    text = file.read(size)
     if text.count(b",") + text.count(b"[") + text.count(b"{") > _MOST_VALUES:
         raise ValueError(f"more than {_MOST_VALUES:,} values")
     try:

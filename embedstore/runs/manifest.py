@@ -118,7 +118,12 @@ def _check(manifest: Any, path: Path) -> None:
         type(manifest.embedding_dim) is int
         and manifest.embedding_dim > 0
         and manifest.tower in ("additive", "dense", "none")
+        and isinstance(manifest.created_at, str)
+        and isinstance(manifest.git_commit, str | None)
         and all(isinstance(part, dict) for part in (manifest.dataset, manifest.config, manifest.metrics))
+        and all(type(manifest.dataset.get(name, 0)) is int for name in ("n_users", "n_movies", "n_ratings"))
+        and isinstance(manifest.versions, dict)
+        and all(isinstance(version, str) for version in manifest.versions.values())
         and isinstance(manifest.files, dict)
         and all(
             isinstance(entry, dict)

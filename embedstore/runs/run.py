@@ -20,7 +20,7 @@ import numpy.typing as npt
 from embedstore.data.dataset import Movie
 from embedstore.data.features import Ids, MovieId, Rows, Vocabulary
 from embedstore.errors import NotFoundError, RunError
-from embedstore.runs.files import map_array, open_file, parse_json
+from embedstore.runs.files import json_in, map_array, open_file
 from embedstore.runs.manifest import Manifest, read_manifest
 from embedstore.runs.tower import (
     AdditiveTower,
@@ -99,9 +99,7 @@ class Catalog(Sequence[Movie]):
             lines: list[dict[str, Any]] = json.loads(b"[" + text + b"]")  # faster than one by one
             right = len(lines) == len(bounds) and all(map(_is_movie, lines))
             if b"\\u" in text:
-                json.dumps(
-                    lines, ensure_ascii=False
-                ).encode()  # not half a character, which cannot be printed
+                json.dumps(lines, ensure_ascii=False).encode()  # raises for half a character
         except (ValueError, AttributeError, RecursionError) as error:
             raise self._damaged(f"does not hold one movie per line ({error!r})") from error
         if not right:
@@ -273,7 +271,7 @@ class Run:
         name = "tower.json"
         try:
             with self._open(name) as file:
-                spec = parse_json(file.read())
+                spec = json_in(file)
             inputs = spec["inputs"]
             layers = spec["layers"]
             labels = spec.get("labels", {})

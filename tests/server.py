@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -61,11 +62,16 @@ class LocalMode(httpx.BaseTransport):
         self.client = QdrantClient(":memory:")
         self.metadata: dict[str, dict[str, Any]] = {}  # local mode keeps none
         self.indexes: dict[str, dict[str, str]] = {}  # nor payload indexes
+        self.lock = threading.Lock()
 
     def close(self) -> None:
         self.client.close()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        with self.lock:
+            return self._answer(request)
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
         request.read()
         body = json.loads(request.content) if request.content else None
         path = request.url.path
@@ -77,7 +83,9 @@ class LocalMode(httpx.BaseTransport):
                     try:
                         content = answer(body, *found.groups())
                     except ValueError as error:
-                        return _refusal(404 if "not found" in str(error) else 400, str(error))
+                        said = str(error)
+                        status = 404 if "not found" in said else 409 if "already exists" in said else 400
+                        return _refusal(status, said)
                 return httpx.Response(200, json=content if path == "/" else {"result": content})
         return _refusal(404, f"no route {request.method} {path}")
 
@@ -112,10 +120,11 @@ class LocalMode(httpx.BaseTransport):
 
     def _create(self, body: dict[str, Any], name: str) -> bool:
         made = models.CreateCollection.model_validate(body)
+        assert made.vectors is not None
+        created = self.client.create_collection(name, vectors_config=made.vectors)
         self.metadata[name] = dict(made.metadata or {})
         self.indexes[name] = {}
-        assert made.vectors is not None
-        return self.client.create_collection(name, vectors_config=made.vectors)
+        return created
 
     def _update(self, body: dict[str, Any], name: str) -> bool:
         update = models.UpdateCollection.model_validate(body)

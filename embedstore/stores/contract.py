@@ -231,8 +231,8 @@ def valid_alias(alias: str) -> str:
 
 
 def now() -> str:
-    """Return the time of this machine as metadata hold it: UTC, ISO 8601, whole seconds."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """Return the time of this machine as metadata hold it: UTC, ISO 8601, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def seconds_since(moment: object) -> float | None:

@@ -329,13 +329,17 @@ class ServerStore(Store):
             with suppress(StoreError, NotFoundError):
                 self._patch(name, {_PROMOTING: None})
             raise
-        at = moment_after(flips[-1].at if flips else None)
         with suppress(StoreError, NotFoundError):
-            kept = self._flips_in(name)
-            flip = {"alias": alias, "at": at, "previous": previous, **note.to_dict()}
-            noted = {_PROMOTIONS: [*kept, flip][-_PROMOTIONS_KEPT:], _PROMOTING: None}
-            self._patch(name, {"state": "sealed", **noted})  # a killed gc may have left its mark
+            self._note(alias, name, previous, note, flips)
         return True
+
+    def _note(
+        self, alias: str, name: str, previous: str | None, note: Note, flips: Sequence[Promotion]
+    ) -> None:
+        at = moment_after(flips[-1].at if flips else None)
+        flip = {"alias": alias, "at": at, "previous": previous, **note.to_dict()}
+        noted = {_PROMOTIONS: [*self._flips_in(name), flip][-_PROMOTIONS_KEPT:], _PROMOTING: None}
+        self._patch(name, {"state": "sealed", **noted})  # a killed gc may have left its mark
 
     def promotions(self, alias: str) -> list[Promotion]:
         """Return the flips of alias, newest last, as the collections that are there remember them.

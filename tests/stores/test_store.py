@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
 
 from embedstore.errors import NotFoundError, StoreError
 from embedstore.runs.run import Run
-from embedstore.stores.base import Filters, Store
+from embedstore.stores.base import Filters, Note, Promotion, Store, who
 from embedstore.stores.contract import Metadata, PointBatch, points
 from tests.backends import BACKENDS, EVERY_BACKEND
 from tests.builders import tiny_run
@@ -235,6 +237,52 @@ def test_aliases_and_their_history(store: Store, run: Run) -> None:
         store.live("movies", 2)
     with pytest.raises(NotFoundError, match="embedstore sync"):
         store.live("films")
+
+
+def test_a_flip_is_remembered_with_its_reason(store: Store, run: Run) -> None:
+    fill(store, run)
+    fill(store, run, "movies__two")
+    gate = {"gate": "ndcg@100>=live", "passed": True}
+    store.promote("movies", NAME, Note(why="first"))
+    store.promote("movies", "movies__two", Note("better" * 200, [gate], who="ann@night", tool_version="9"))
+    first, second = store.promotions("movies")
+    assert (first.why, first.who, first.previous, first.gates) == ("first", who(), None, [])
+    assert second.at > first.at
+    assert second == Promotion(
+        "movies__two", run.run_id, second.at, NAME, "ann@night", ("better" * 200)[:500], "9", [gate]
+    )
+
+
+def test_a_pin_outlives_what_sync_writes(store: Store, run: Run) -> None:
+    fill(store, run)
+    unpinned = store.metadata(NAME)
+    pin = {"at": "2026-01-01T00:00:00+00:00", "who": "ann@night", "why": "the best of the year"}
+    store.pin(NAME, pin)
+    with store.writer():
+        store.revise(NAME)
+        store.flush(NAME)
+        store.seal(NAME, unpinned)
+    store.set_metadata(NAME, unpinned)
+    assert store.metadata(NAME).pinned == pin
+    store.pin(NAME, None)
+    assert store.metadata(NAME).pinned is None
+
+
+def test_clocks_that_go_back_leave_the_order_of_flips(
+    store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, run)
+    fill(store, run, "movies__two")
+
+    class Yesterday(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) - timedelta(days=1)
+
+    store.promote("movies", NAME)
+    monkeypatch.setattr("embedstore.stores.base.datetime", Yesterday)
+    store.promote("movies", "movies__two")
+    assert [flip.collection for flip in store.promotions("movies")] == [NAME, "movies__two"]
 
 
 def test_a_name_is_either_an_alias_or_a_collection(store: Store, run: Run) -> None:

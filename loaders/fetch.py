@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedstore.errors import DataError, EmbedstoreError, UsageError
+from embedstore.runs.programs import run_program
 
 __all__ = ["PUBLISHED", "Progress", "Published", "fetch", "is_fetched"]
 
@@ -176,7 +176,7 @@ def _download_wheel(folder: Path, no_answer: DataError) -> Path:
     """Return the wheel of recbole as pip, with its own settings, downloads it."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), RECBOLE]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - a fixed command
+    result = run_program(command)
     wheels = list(folder.glob("recbole-*.whl"))
     if result.returncode or len(wheels) != 1:
         lines = [line for line in result.stderr.splitlines() if line.strip()]

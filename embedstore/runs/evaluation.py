@@ -28,7 +28,7 @@ def read_evaluation(run_path: Path) -> dict[str, dict[str, Any]]:
     """
     path = evaluation_path(run_path)
     try:
-        content = read_json(path)
+        content = read_json(path.parent, path.name)
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -38,7 +38,7 @@ def read_evaluation(run_path: Path) -> dict[str, dict[str, Any]]:
     protocols = content.get("protocols") if isinstance(content, dict) else None
     if (
         not isinstance(protocols, dict)
-        or not all(map(_has_a_headline, protocols.values()))
+        or not all(isinstance(entry, dict) for entry in protocols.values())
         or content.get("run_id") != run_path.name
     ):
         raise RunError(
@@ -70,13 +70,3 @@ def add_evaluation(run_path: Path, entries: Mapping[str, Mapping[str, Any]]) -> 
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
     return path
-
-
-def _has_a_headline(entry: Any) -> bool:
-    try:
-        name = entry["headline"]
-        low, high = entry["intervals"][name]
-        numbers = all(type(value) in (int, float) for value in (entry[name], low, high))
-        return numbers and isinstance(name, str) and type(entry["users"]["scored"]) is int
-    except (KeyError, TypeError, ValueError):
-        return False

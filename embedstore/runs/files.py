@@ -55,9 +55,9 @@ def open_file(folder: Path, name: str) -> FileIO:
     return file
 
 
-def read_json(path: Path) -> Any:
-    """Return what a JSON file holds. Raises ValueError as json_in does, OSError as open_file does."""
-    with open_file(path.parent, path.name) as file:
+def read_json(folder: Path, name: str) -> Any:
+    """Return what a JSON file in folder holds. Raises what open_file and json_in do."""
+    with open_file(folder, name) as file:
         return json_in(file)
 
 

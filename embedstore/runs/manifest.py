@@ -78,7 +78,7 @@ def read_manifest(run_path: Path) -> Manifest:
     """
     path = run_path / MANIFEST
     try:
-        content = read_json(path)
+        content = read_json(run_path, MANIFEST)
     except FileNotFoundError:
         raise RunError(
             f"run {run_path.name} has no {MANIFEST}: its training did not finish; "
@@ -164,7 +164,8 @@ def replace_file(path: Path, content: bytes) -> None:
     """Write content to path so that a reader, or a power cut, sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # never through a link that lies there
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -25,6 +25,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -41,7 +42,9 @@ import qdrant_edge as edge
 
 from embedstore.data.features import MovieId
 from embedstore.errors import NotFoundError, StoreError, StoreLockedError, UsageError
+from embedstore.runs.files import open_file, read_json
 from embedstore.runs.manifest import digest_of, replace_file, sync_path
+from embedstore.runs.programs import run_program
 from embedstore.stores.base import NO_FILTERS, Filters, Hit, Note, Promotion, Query, Store, moment_after
 from embedstore.stores.contract import (
     ANY_SPREAD,
@@ -72,6 +75,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,250}")
 _PROMOTIONS_KEPT = 100
 _BATCH_QUERIES = 64
 _BLOCK = 1 << 20
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 _LOADING_SECONDS = 5
 _INDEX_TYPES = {"keyword": edge.PayloadSchemaType.Keyword, "integer": edge.PayloadSchemaType.Integer}
 _EXACT = edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10000)
@@ -438,13 +442,13 @@ class EdgeStore(Store):
     def locked(self) -> bool:
         """Whether another process writes now. Takes the lock for an instant, so it is not for a loop."""
         try:
-            with open(self.path / "lock", "rb") as file:
+            with open_file(self.path, "lock") as file:
                 import fcntl
 
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except FileNotFoundError:
+        except OSError:
             return False
         return False
 
@@ -458,7 +462,7 @@ class EdgeStore(Store):
         import fcntl  # POSIX alone; reading works without it
 
         with _disk(self.path):
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(self.path / "lock", _LOCK_FLAGS, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -480,6 +484,8 @@ class EdgeStore(Store):
     def _clean(self) -> None:
         """Remove what a killed writer left behind: folders and files that no record names."""
         for folder in (self.path / "collections").glob("*"):
+            if folder.is_symlink():  # what is behind it is none of ours
+                continue
             if not (folder / _RECORD).exists():
                 _remove(folder)
                 continue
@@ -500,7 +506,7 @@ class EdgeStore(Store):
             cached = self._records.get(name)
             if cached is not None and cached[0] == state:
                 return cached[1]
-            content = _read_json(path)
+            content = _read_json(self.path, f"collections/{name}/{_RECORD}")
         except (FileNotFoundError, NotADirectoryError):
             raise NotFoundError(
                 f"no collection {name!r} in store {self.path}; list them with `embedstore status`"
@@ -514,9 +520,16 @@ class EdgeStore(Store):
                 files=content["files"],
                 edge_config=content["edge_config"],
             )
-            usable = _NAME.fullmatch(record.generation) and all(
-                isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)
-                for entry in record.files.values()
+            usable = (
+                _NAME.fullmatch(record.generation)
+                and not (path.parent / record.generation).is_symlink()
+                and isinstance(content["edge_config"], str | None)
+                and all(
+                    isinstance(entry["bytes"], int)
+                    and isinstance(entry["sha256"], str)
+                    and not {"", ".."} & set(key.split("/"))
+                    for key, entry in record.files.items()
+                )
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise StoreError(
@@ -543,7 +556,7 @@ class EdgeStore(Store):
             raise StoreError(f"collection {name!r} is sealed; use revise to change it")
         folder = self.path / "collections" / name
         marker = folder / _OPENING
-        if marker.exists():
+        if os.path.lexists(marker):
             raise StoreError(f"collection {name!r} was left in a state that cannot be opened; build it anew")
         # A shard that a power cut tore may bring the whole process down: the marker lets the next one know.
         marker.touch()
@@ -600,7 +613,7 @@ class EdgeStore(Store):
         folder = self.path / "collections" / name / record.generation
         for key, entry in record.files.items():
             try:
-                size = (folder / key).stat().st_size
+                size = (folder / key).lstat().st_size
             except OSError as error:
                 raise StoreError(
                     f"collection {name!r} is damaged: {key}: {error.strerror}; "
@@ -639,7 +652,12 @@ def _check_store(path: Path) -> None:
         if path.is_dir() and any(path.iterdir()):
             raise StoreError(f"folder {path} is not a store of embedstore; choose another --store")
         raise NotFoundError(f"no store at {path}; make one with `embedstore sync`")
-    content = _read_json(path / _STORE_FILE)
+    for part in ("collections", "aliases"):
+        if (path / part).is_symlink():
+            raise StoreError(
+                f"{path / part} is a link, which is not followed; give the folder itself to --store"
+            )
+    content = _read_json(path, _STORE_FILE)
     schema = content.get("schema")
     if not isinstance(schema, int):
         raise StoreError(f"{path / _STORE_FILE} has no schema; it is damaged, restore it")
@@ -673,19 +691,20 @@ def _engine(what: str) -> Iterator[None]:
         raise
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
     """Return a JSON object. Raises StoreError where the file holds something else, OSError as open does."""
+    path = folder / name
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise _DamagedError(f"{path} is damaged: not JSON ({error}); restore it") from error
+        content = read_json(folder, name)
+    except ValueError as error:
+        raise _DamagedError(f"{path} is damaged: not JSON of embedstore ({error}); restore it") from error
     if not isinstance(content, dict):
         raise _DamagedError(f"{path} is damaged: not a JSON object; restore it")
     return content
 
 
 def _read_alias(path: Path) -> dict[str, Any]:
-    content = _read_json(path)
+    content = _read_json(path.parent, path.name)
     if isinstance(content.get("schema"), int) and content["schema"] > STORE_SCHEMA:
         raise StoreError(
             f"{path} has schema {content['schema']}, this embedstore reads up to {STORE_SCHEMA}; "
@@ -721,10 +740,14 @@ def _create_shard(folder: Path, spec: CollectionSpec) -> edge.EdgeShard:
 
 def _load_shard(folder: Path, record: _Record) -> edge.EdgeShard:
     config = folder / _EDGE_CONFIG
-    # Without it, Edge would load the shard with its defaults: a WAL, which has one owner.
-    if record.edge_config is not None and folder.is_dir() and not _is_json(config):
-        with _disk(folder):
-            replace_file(config, record.edge_config.encode())
+    with _disk(folder):
+        for _ in _walk(folder):  # raises for links: Edge would follow them
+            pass
+        # Without it, Edge would load the shard with its defaults: a WAL, which has one owner.
+        if folder.is_dir() and not _is_config(config, record):
+            replace_file(config, (record.edge_config or "").encode())
+            if not _is_config(config, record):
+                raise StoreError(f"{config} is damaged; repair it with `embedstore sync`")
     with _engine(f"{folder} cannot be opened"):
         return edge.EdgeShard.load(str(folder))
 
@@ -738,23 +761,23 @@ def _try_to_load(name: str, folder: Path, count: int) -> None:
         "import sys, qdrant_edge as q; s = q.EdgeShard.load(sys.argv[1])\n"
         "s.scroll(q.ScrollRequest(limit=int(sys.argv[2]), with_payload=True, with_vector=True)); s.close()"
     )
+    command = [sys.executable, "-c", code, str(folder), str(count)]
     try:
-        subprocess.run(  # noqa: S603  (this very interpreter, a fixed program)
-            [sys.executable, "-c", code, str(folder), str(count)],
-            timeout=_LOADING_SECONDS + count / 10_000,
-            check=True,
-            capture_output=True,
-        )
+        run_program(command, timeout=_LOADING_SECONDS + count / 10_000).check_returncode()
     except (subprocess.SubprocessError, OSError) as error:
         raise StoreError(f"collection {name!r} is damaged and cannot be loaded") from error
 
 
-def _is_json(path: Path) -> bool:
+def _is_config(config: Path, record: _Record) -> bool:
+    """Whether the configuration of a shard is one that Edge writes for the collection of record."""
+    spec = record.metadata.spec
     try:
-        _read_json(path)
-    except (StoreError, OSError):
+        content = _read_json(config.parent, config.name)
+        vectors = {name: (entry["size"], entry["distance"]) for name, entry in content["vectors"].items()}
+        names = ("", HISTORY_VECTOR) if spec.additive else ("",)
+        return vectors == dict.fromkeys(names, (spec.dim, "Dot")) and content["wal_enabled"] is False
+    except (StoreError, OSError, KeyError, TypeError, AttributeError):
         return False
-    return True
 
 
 def _reindex(shard: edge.EdgeShard) -> None:
@@ -783,8 +806,15 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield every folder of a shard and its files, but for those of a write that Edge has not finished."""
+    """Yield every folder of a shard and its files, but for those of a write that Edge has not finished.
+
+    Raises OSError for what is neither: a link, a pipe.
+    """
     for base, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            mode = os.lstat(Path(base, name)).st_mode
+            if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+                raise OSError(errno.ELOOP, "a link, or no regular file", str(Path(base, name)))
         folders[:] = [name for name in folders if not name.startswith(_EDGE_UNFINISHED)]
         yield base, names
 
@@ -798,7 +828,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _digest(path: Path) -> str:
-    if path.name != _SEGMENT:
+    if path.name != _SEGMENT or path.stat().st_size > _BLOCK:
         return digest_of(path)
     # Edge writes this file at every close, its keys in an order that varies.
     content = path.read_bytes()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from tests.faults.fuzz import mutated_runs
 from tests.faults.report import Campaign
 
 __all__ = ["CAMPAIGNS"]
 
-CAMPAIGNS: list[Campaign] = []
+CAMPAIGNS = [
+    Campaign("strangers", mutated_runs, full=10_000, normal=200),
+]

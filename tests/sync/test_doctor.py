@@ -22,10 +22,9 @@ from embedstore.stores.server import ServerStore
 from embedstore.sync import sync
 from embedstore.sync.doctor import Finding, doctor
 from tests.builders import tiny_run
+from tests.keys import KEY, OTHER_KEY, READ_ONLY_KEY
 from tests.server import LocalMode
 from tests.server_process import start_server
-
-ADMIN, READER = "a" * 32, "r" * 32
 
 
 @pytest.fixture
@@ -185,22 +184,22 @@ def test_the_command_ends_with_1_where_there_is_a_problem(
 def test_what_a_key_may_do(tmp_path: Path, run: Run) -> None:
     """Asked without any change: a collection is neither made nor touched."""
     env = {
-        "QDRANT__SERVICE__API_KEY": ADMIN,
-        "QDRANT__SERVICE__READ_ONLY_API_KEY": READER,
+        "QDRANT__SERVICE__API_KEY": KEY,
+        "QDRANT__SERVICE__READ_ONLY_API_KEY": READ_ONLY_KEY,
         "QDRANT__SERVICE__JWT_RBAC": "true",
     }
-    token = read_token(Secret(ADMIN), "movies", None)
+    token = read_token(Secret(KEY), "movies", None)
     with start_server(tmp_path / "server", env=env) as server:
 
         def opened(key: Secret | None) -> ServerStore:
             return ServerStore(server.url, Connection(api_key=key))
 
-        with opened(Secret(ADMIN)) as store:
+        with opened(Secret(KEY)) as store:
             sync(run, store)
             assert store.may_write()
             assert not_ok(doctor(store, [run.run_id])) == []
             assert store.collections() == [f"movies__{run.run_id}"]
-        with opened(Secret(READER)) as store:
+        with opened(Secret(READ_ONLY_KEY)) as store:
             assert not store.may_write()
             assert not_ok(doctor(store, [run.run_id])) == [("note", "key", "may only read")]
         with opened(token) as store:
@@ -208,7 +207,7 @@ def test_what_a_key_may_do(tmp_path: Path, run: Run) -> None:
             findings = doctor(store, [run.run_id])
             assert not_ok(findings) == [("note", "key", "may only read")]
             assert Finding("aliases", "ok", f"movies -> run {run.run_id}") in findings
-        for key in (None, Secret("x" * 32)):
+        for key in (None, Secret(OTHER_KEY)):
             with opened(key) as store:
                 assert not store.may_write()
                 ((level, name, text),) = not_ok(doctor(store, [run.run_id]))

@@ -102,6 +102,7 @@ class LocalMode(httpx.BaseTransport):
             ("PATCH", one, self._update),
             ("DELETE", one, lambda _, name: self.client.delete_collection(name)),
             ("PUT", f"{one}/index", self._index),
+            ("DELETE", f"{one}/index/([^/]+)", lambda _, name, field: bool(self.indexes[name].pop(field))),
             ("PUT", f"{one}/points", self._upsert),
             ("POST", f"{one}/points/delete", self._delete),
             ("POST", f"{one}/points/count", self._count),
@@ -121,7 +122,9 @@ class LocalMode(httpx.BaseTransport):
     def _create(self, body: dict[str, Any], name: str) -> bool:
         made = models.CreateCollection.model_validate(body)
         assert made.vectors is not None
-        created = self.client.create_collection(name, vectors_config=made.vectors)
+        created = self.client.create_collection(
+            name, vectors_config=made.vectors, sparse_vectors_config=made.sparse_vectors
+        )
         self.metadata[name] = dict(made.metadata or {})
         self.indexes[name] = {}
         return created
@@ -142,7 +145,8 @@ class LocalMode(httpx.BaseTransport):
     def _flip(self, body: dict[str, Any]) -> bool:
         actions = models.ChangeAliasesOperation.model_validate(body).actions
         for action in actions:  # on a server, creating an alias that is there moves it
-            assert isinstance(action, models.CreateAliasOperation)
+            if not isinstance(action, models.CreateAliasOperation):
+                continue
             name = action.create_alias.alias_name
             if name in [alias.alias_name for alias in self.client.get_aliases().aliases]:
                 delete = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=name))

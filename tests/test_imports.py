@@ -35,6 +35,7 @@ SIDEWAYS = {
     ("evaluation", "training"),  # a question is put to what a training was given; global-time trains again
     ("evaluation", "query"),  # through the store: what is measured is what a query answers
     ("sync", "query"),
+    ("query", "sync"),  # a run that is not here is restored from its collection
 }
 HEAVY = (
     "tensorflow",

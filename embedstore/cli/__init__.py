@@ -32,10 +32,13 @@ COMMANDS = {
     "embed": "embedstore.cli.query:embed",
     "evaluate": "embedstore.cli.evaluate:evaluate",
     "export": "embedstore.cli.export:export",
+    "gc": "embedstore.cli.lifecycle:gc",
+    "history": "embedstore.cli.lifecycle:history",
+    "pin": "embedstore.cli.lifecycle:pin",
     "plan": "embedstore.cli.sync:plan",
-    "promote": "embedstore.cli.sync:promote",
+    "promote": "embedstore.cli.lifecycle:promote",
     "query": "embedstore.cli.query:query",
-    "rollback": "embedstore.cli.sync:rollback",
+    "rollback": "embedstore.cli.lifecycle:rollback",
     "runs": "embedstore.cli.runs:runs",
     "server": "embedstore.cli.server:server",
     "similar": "embedstore.cli.query:similar",
@@ -43,6 +46,7 @@ COMMANDS = {
     "sync": "embedstore.cli.sync:sync",
     "train": "embedstore.cli.train:train",
     "tune": "embedstore.cli.tune:tune",
+    "unpin": "embedstore.cli.lifecycle:unpin",
     "verify": "embedstore.cli.sync:verify",
 }
 

@@ -16,7 +16,7 @@ from embedstore.cli.evaluate import (
     status,
 )
 from embedstore.cli.output import Column, format_options, one_format, print_csv, print_json, print_table
-from embedstore.cli.settings import alias_option, data_option, live_in, runs_option, store_option
+from embedstore.cli.settings import alias_option, data_option, run_at, runs_option, store_option
 
 if TYPE_CHECKING:
     from embedstore.evaluation.compare import Change, Comparison
@@ -57,9 +57,8 @@ def compare(
     """
     one_format(as_json, as_csv)
     from embedstore.evaluation.compare import compare_runs
-    from embedstore.runs.registry import find_run
 
-    one, two = (find_run(runs_dir, reference, live=live_in(store_location)) for reference in (a, b))
+    one, two = (run_at(store_location, runs_dir, reference) for reference in (a, b))
     dataset = dataset_of(one, data_dir, columns)
     ready_to_train([protocol], one, two)
     with status():

@@ -45,6 +45,7 @@ def contract(
     taken from QDRANT_API_KEY when they run.
     """
     from embedstore.query.contract import describe
+    from embedstore.query.recommend import live_collection
     from embedstore.stores.connection import endpoints_of, is_url
 
     if snippet is not None and language is None:
@@ -52,8 +53,7 @@ def contract(
     embedded = not is_url(store_location)
     endpoint = endpoints_of(_LOCAL)[0] if embedded else endpoints_of(store_location, connection())[0]
     with open_store_at(store_location) as store:
-        reference = store.metadata(store.live(alias).collection).reference
-        told = describe(store, alias, _run_if_here(runs_dir, reference), endpoint)
+        told = describe(store, alias, _run_if_here(runs_dir, live_collection(store, alias)[1]), endpoint)
     if snippet is not None and language is not None:
         click.echo(_snippet(told, snippet, language), nl=False)
     elif as_json:

@@ -24,8 +24,8 @@ from embedstore.cli.output import (
 from embedstore.cli.settings import (
     alias_option,
     data_option,
-    live_in,
     open_store_at,
+    run_at,
     runs_option,
     setting,
     store_option,
@@ -129,19 +129,20 @@ def evaluate(
         )
     from embedstore.evaluation.debias import trade_of_run
     from embedstore.evaluation.report import DEFAULT_BASELINES, evaluate_run
+    from embedstore.query.resolve import resolve
     from embedstore.runs.evaluation import add_evaluation
-    from embedstore.runs.registry import find_run
-    from embedstore.stores.contract import collection_name
 
     names = DEFAULT_BASELINES if baselines is None else [name.strip() for name in baselines.split(",")]
-    run = find_run(runs_dir, reference, live=live_in(store_location))
-    dataset = dataset_of(run, data_dir, columns)
-    ready_to_train(protocols, run)
     with ExitStack() as stack:
         through = None
         if through_store:
             store = stack.enter_context(open_store_at(store_location))
-            through = store, collection_name(alias, run.reference)
+            run, collection = resolve(store, runs_dir, reference, alias=alias)
+            through = store, collection
+        else:
+            run = run_at(store_location, runs_dir, reference)
+        dataset = dataset_of(run, data_dir, columns)
+        ready_to_train(protocols, run)
         progress = stack.enter_context(status())
         if debias_trade:
             found = trade_of_run(run, dataset, protocols=protocols or PROTOCOLS[:1], any_data=any_data)

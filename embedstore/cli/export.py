@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from embedstore.cli.output import Column, escape, print_json, print_table
-from embedstore.cli.settings import live_in, runs_option, store_option
+from embedstore.cli.output import Column, escape, print_json, print_table, say
+from embedstore.cli.settings import run_at, runs_option, store_option
 from embedstore.errors import UsageError
 
 __all__ = ["export"]
@@ -53,9 +53,8 @@ def export(
     if not formats:
         raise UsageError("say in which format: one or more of --onnx, --saved-model and --npz")
     from embedstore.export import VOCABULARY, export_run, require
-    from embedstore.runs.registry import find_run
 
-    found = find_run(runs_dir, run, live=live_in(store_location))
+    found = run_at(store_location, runs_dir, run, restored=say)
     if saved_model:
         from embedstore.cli.train import start_tensorflow
 

@@ -26,6 +26,7 @@ __all__ = [
     "print_json",
     "print_lines",
     "print_table",
+    "say",
     "table_lines",
     "terminal_width",
 ]
@@ -104,6 +105,11 @@ def escape(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def say(sentence: str) -> None:
+    """Print a sentence to standard error."""
+    click.echo(escape(sentence), err=True)
 
 
 def table_lines(

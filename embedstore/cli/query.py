@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedstore.cli.output import Column, print_json, print_table
+from embedstore.cli.output import Column, print_json, print_table, say
 from embedstore.cli.records import cell_of, format_of, write_records
-from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
+from embedstore.cli.settings import alias_option, open_store_at, run_at, runs_option, store_option
 from embedstore.errors import EmbedstoreError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from embedstore.query.explain import Contribution
     from embedstore.query.recommend import Answer, Embedding, Person, Recommendation
     from embedstore.runs.run import Run
-    from embedstore.stores.base import Store
 
 __all__ = ["embed", "query", "similar"]
 
@@ -129,12 +128,13 @@ def query(
     from embedstore.query.filters import parse_filters
     from embedstore.query.people import parse_history, read_people
     from embedstore.query.recommend import recommend, recommend_batch
+    from embedstore.query.resolve import resolve
 
     _exactly_one(user=user, history=history, history_file=history_file, users_file=users_file)
     conditions = parse_filters(filters)
     # Not closed: the engine would sync every file of the shard, 15 ms for nothing; the process ends here.
     store = open_store_at(store_location)
-    run, collection = _run_and_collection(store, runs_dir, reference, alias)
+    run, collection = resolve(store, runs_dir, reference, alias=alias, restored=say)
     options: dict[str, Any] = {
         "k": k,
         "filters": conditions,
@@ -198,7 +198,7 @@ def embed(
     from embedstore.query.recommend import embed_batch
 
     _exactly_one(user=user, history=history, history_file=history_file, users_file=users_file)
-    run = _run(runs_dir, store_location, reference, alias)
+    run = run_at(store_location, runs_dir, reference, alias=alias, restored=say)
     if users_file is not None:
         format_of(output)
         people = read_people(users_file, run, skip=_skip(skip_unknown))
@@ -247,7 +247,7 @@ def similar(
     """Show the movies nearest to MOVIE, a movie id."""
     from embedstore.query.similar import similar as neighbours_of
 
-    run = _run(runs_dir, store_location, reference, alias)
+    run = run_at(store_location, runs_dir, reference, alias=alias, restored=say)
     movie_id = run.movies.parse(movie)
     if movie_id is None:
         raise NotFoundError(f"movie {movie!r} is not a movie id of run {run.run_id}; expected a whole number")
@@ -264,28 +264,6 @@ def _exactly_one(**given: object) -> None:
         raise UsageError(
             "say who is asked about: give one of --user, --history, --history-file or --users-file"
         )
-
-
-def _run_and_collection(store: Store, runs_dir: Path, reference: str | None, alias: str) -> tuple[Run, str]:
-    """Resolve the alias, or the run asked for, once: tower and collection always belong together."""
-    from embedstore.query.recommend import live_collection
-    from embedstore.runs.registry import find_run
-    from embedstore.stores.contract import collection_name
-
-    if reference is None:
-        collection, own = live_collection(store, alias)
-        return find_run(runs_dir, own), collection
-    run = find_run(runs_dir, reference, live=lambda name, back: store.live(name, back).reference)
-    return run, collection_name(alias, run.reference)
-
-
-def _run(runs_dir: Path, store_location: str, reference: str | None, alias: str) -> Run:
-    from embedstore.runs.registry import find_run
-
-    if reference is not None and not reference.startswith("@"):
-        return find_run(runs_dir, reference)
-    with open_store_at(store_location) as store:
-        return _run_and_collection(store, runs_dir, reference, alias)[0]
 
 
 def _person(run: Run, user: str | None, history: str | None, history_file: str | None) -> Person:

@@ -22,8 +22,8 @@ from embedstore.cli.output import (
 )
 from embedstore.cli.settings import (
     alias_option,
-    live_in,
     open_store_at,
+    run_at,
     runs_option,
     setting,
     store_option,
@@ -138,7 +138,7 @@ def show(
     vectors win dot products; `sync --debias` makes them shorter.
     """
     one_format(as_json, as_csv)
-    found = find_run(runs_dir, run, live=live_in(store_location))
+    found = run_at(store_location, runs_dir, run)
     if with_norms:
         _show_norms(found, as_json=as_json, as_csv=as_csv)
         return

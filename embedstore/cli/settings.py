@@ -14,6 +14,8 @@ import click
 from embedstore.errors import UsageError
 
 if TYPE_CHECKING:
+    from embedstore.query.resolve import Say
+    from embedstore.runs.run import Run
     from embedstore.stores.base import Store
     from embedstore.stores.connection import Connection
 
@@ -23,8 +25,8 @@ __all__ = [
     "alias_option",
     "connection",
     "data_option",
-    "live_in",
     "open_store_at",
+    "run_at",
     "runs_option",
     "setting",
     "store_option",
@@ -130,14 +132,23 @@ def open_store_at(location: str, *, create: bool = False, patient: bool = True) 
     return open_store(location, create=create)
 
 
-def live_in(location: str) -> Callable[[str, int], str]:
-    """Return what tells find_run which run an alias of the store at location names; opened when asked."""
+def run_at(
+    location: str,
+    runs_dir: Path,
+    reference: str | None,
+    *,
+    alias: str = "movies",
+    restored: Say | None = None,
+) -> Run:
+    """Return the run of resolve; the store at location is only opened to ask what an alias names."""
+    from embedstore.runs.registry import find_run
 
-    def run_of(alias: str, back: int) -> str:
-        with open_store_at(location) as store:
-            return store.live(alias, back).reference
+    if reference is not None and not reference.startswith("@"):
+        return find_run(runs_dir, reference)
+    from embedstore.query.resolve import resolve
 
-    return run_of
+    with open_store_at(location) as store:
+        return resolve(store, runs_dir, reference, alias=alias, restored=restored)[0]
 
 
 def train_settings(preset: str | None) -> tuple[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""plan, sync, status, verify, promote, rollback: from a run to the live collection."""
+"""plan, sync, status, verify: from a run to the live collection."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ __all__ = [
     "plan",
     "print_report",
     "progress_line",
-    "promote",
-    "rollback",
     "status",
     "sync",
     "verify",
@@ -200,16 +198,11 @@ def verify(run: str, runs_dir: Path, store_location: str, alias: str, *, as_json
 
     Exits with 4 at the first difference and names the point.
     """
-    from embedstore.stores.contract import collection_name
+    from embedstore.query.resolve import resolve
     from embedstore.sync import verify as verify_collection
 
     with open_store_at(store_location) as store, progress_line() as progress:
-        if run:
-            found = _find(runs_dir, run, store)
-            name = collection_name(alias, found.reference)
-        else:
-            name = store.live(alias).collection
-            found = _find(runs_dir, store.metadata(name).reference, store)
+        found, name = resolve(store, runs_dir, run or None, alias=alias)
         report = verify_collection(store, name, found, progress=progress)
     if as_json:
         print_json(asdict(report))
@@ -218,33 +211,6 @@ def verify(run: str, runs_dir: Path, store_location: str, alias: str, *, as_json
         f"{report.collection}: {report.count:,} points read back and equal; "
         f"recall@{report.recall['k']} {report.recall['value']:.3f}"
     )
-
-
-@click.command()
-@click.argument("run")
-@runs_option
-@store_option
-@alias_option
-def promote(run: str, runs_dir: Path, store_location: str, alias: str) -> None:
-    """Point the alias at the collection of RUN, which `sync --no-promote` has made."""
-    from embedstore.sync import promote_run
-
-    with open_store_at(store_location) as store:
-        moved = promote_run(store, _find(runs_dir, run, store).reference, alias=alias)
-        now = store.live(alias).collection
-    click.echo(f"alias {alias} -> {now}" + ("" if moved else ", as before"))
-
-
-@click.command()
-@store_option
-@alias_option
-def rollback(store_location: str, alias: str) -> None:
-    """Point the alias at the collection that it named before the present one."""
-    from embedstore.sync import rollback as roll_back
-
-    with open_store_at(store_location) as store:
-        now = roll_back(store, alias=alias)
-    click.echo(f"alias {alias} -> {now.collection}")
 
 
 @contextmanager
@@ -260,15 +226,16 @@ def _store_if_there(location: str) -> Iterator[Store | None]:
 
 
 def _find(runs_dir: Path, reference: str, store: Store | None, debias: float | None = None) -> Run:
+    from embedstore.query.resolve import resolve
     from embedstore.runs.debias import debiased
     from embedstore.runs.registry import find_run
 
-    def live(alias: str, back: int) -> str:
-        if store is None:
-            raise NotFoundError(f"@{alias} asks the store, and there is none yet; give a run id")
-        return store.live(alias, back).reference
-
-    run = find_run(runs_dir, reference, live=live)
+    if not reference.startswith("@"):
+        run = find_run(runs_dir, reference)
+    elif store is None:
+        raise NotFoundError(f"{reference} asks the store, and there is none yet; give a run id")
+    else:
+        run, _ = resolve(store, runs_dir, reference)
     return run if debias is None else debiased(run, debias)
 
 
@@ -305,7 +272,7 @@ def _status_row(line: Status) -> list[object]:
     return [
         ", ".join(line.aliases),
         line.collection,
-        line.state or "damaged",
+        (line.state or "damaged") + (", pinned" if line.pinned else ""),
         None if points is None else f"{points:,}",
         line.dim,
         line.tower,

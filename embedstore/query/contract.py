@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import MovieId
-from embedstore.query.recommend import embed
+from embedstore.query.recommend import embed, recommendations_of
 from embedstore.query.snippets import LANGUAGES, LIMIT, PAGE, RECIPES, Values, snippet
 from embedstore.runs.run import Run
 from embedstore.stores.base import NO_FILTERS, Filters, Hit, Store
@@ -130,14 +130,14 @@ class Contract:
 def describe(store: Store, alias: str, run: Run | None, endpoint: Endpoint) -> Contract:
     """Return the contract of what alias names now, with snippets that ask the server at endpoint.
 
-    run is the run of the collection, whose user fills the snippets; None where it is not at hand: then
-    popular movies of the collection do. Raises NotFoundError where there is no such alias.
+    run is the run of the collection, whose user fills the snippets; where it is None, or the alias has moved
+    on to another one, popular movies of the collection do. Raises NotFoundError where there is no such alias.
     """
     collection = store.live(alias).collection
     metadata, indexes = store.metadata(collection), store.indexes(collection)
     example = (
         _popular(store, collection, metadata)
-        if run is None or metadata.tower == "none"
+        if run is None or run.reference != metadata.reference or metadata.tower == "none"
         else _user(run, store, collection)
     )
     plain = store.search(collection, example.psi, limit=LIMIT)
@@ -197,8 +197,9 @@ def _values(
     alias: str, metadata: Metadata, example: Example, hits: Sequence[Hit], endpoint: Endpoint
 ) -> tuple[Filters, Values]:
     """Return filters that leave something of hits, and all that fills the snippets."""
-    genres = Counter(genre for hit in hits for genre in hit.payload["genres"])
-    years = sorted(hit.payload["year"] for hit in hits if hit.payload["year"] is not None)
+    found = recommendations_of(hits)
+    genres = Counter(genre for movie in found for genre in movie.genres if isinstance(genre, str))
+    years = sorted(movie.year for movie in found if type(movie.year) is int)  # it stands in programs as it is
     genre = genres.most_common(1)[0][0] if genres else None
     year = years[len(years) // 4] if years else None
     filters = Filters(genres=() if genre is None else (genre,), years=() if year is None else ((">=", year),))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from embedstore.data.features import MovieId, Vocabulary
-from embedstore.errors import DataError, EmbedstoreError, NotFoundError, UsageError
+from embedstore.errors import DataError, EmbedstoreError, UsageError
 from embedstore.query.recommend import Person, known_rows
 from embedstore.runs.run import Run
 
@@ -30,10 +30,7 @@ def parse_user(text: str, run: Run) -> Person:
     """Return the known user that text names. Raises NotFoundError where it cannot be one."""
     user_id = run.users.parse(text.strip())
     if user_id is None or run.users.row(user_id) < 0:
-        raise NotFoundError(
-            f"user {text.strip()!r} is not among the {len(run.users)} users of run {run.run_id}; "
-            "give the movies they rated with --history"
-        )
+        raise run.unknown_user(repr(text.strip()))
     return Person(user_id=user_id)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import Bags, MovieId, Rows
-from embedstore.errors import RunError, StoreError, UsageError
+from embedstore.errors import NotFoundError, RunError, StoreError, UsageError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Hit, Store
 from embedstore.stores.contract import collection_name
@@ -31,6 +31,8 @@ __all__ = [
     "recommend",
     "recommend_batch",
 ]
+
+T = TypeVar("T")
 
 _BATCH = 256  # users whose vectors and answers are held at a time
 _BATCH_VECTORS = 1 << 14  # of movies that were found, where an answer needs them
@@ -206,13 +208,18 @@ def recommend_batch(
     return _answers(run, store, people, options, collection or collection_name(alias, run.reference))
 
 
-def live_collection(store: Store, alias: str) -> tuple[str, str]:
-    """Return the collection that alias names now and the reference of its run, read once.
+def live_collection(store: Store, alias: str, back: int = 0) -> tuple[str, str]:
+    """Return the collection that alias names now, or named back promotions ago, and the reference of its run.
 
-    Raises NotFoundError where the alias is not there.
+    From one look at the alias. Raises NotFoundError where there is no such alias, promotion or collection.
     """
-    collection = store.live(alias).collection
-    return collection, store.metadata(collection).reference
+    while True:
+        collection = store.live(alias, back).collection
+        try:
+            return collection, store.metadata(collection).reference
+        except NotFoundError:  # deleted since, where the alias has moved on
+            if store.live(alias, back).collection == collection:
+                raise
 
 
 @dataclass(frozen=True)
@@ -320,14 +327,20 @@ def recommendations_of(
             rank=rank,
             movie_id=hit.movie_id,
             score=hit.score,
-            title=hit.payload.get("title"),
-            year=hit.payload.get("year"),
-            genres=tuple(hit.payload.get("genres") or ()),
+            title=_told(hit, "title", str),
+            year=_told(hit, "year", int),
+            genres=tuple(genre for genre in _told(hit, "genres", list) or () if isinstance(genre, str)),
             explanation=None if explanations is None else explanations[rank - 1],
             cold=bool(hit.payload.get("cold")),
         )
         for rank, hit in enumerate(hits, start=1)
     ]
+
+
+def _told(hit: Hit, key: str, kind: type[T]) -> T | None:
+    """Return what a movie says of itself, None where it does not: other hands may have written it."""
+    value = hit.payload.get(key)
+    return value if isinstance(value, kind) else None
 
 
 def known_rows(run: Run, person: Person) -> tuple[Rows, list[MovieId]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,21 +47,16 @@ def list_runs(runs_dir: Path) -> list[RunSummary]:
     return summaries
 
 
-def find_run(
-    runs_dir: Path, reference: str = "latest", *, live: Callable[[str, int], str] | None = None
-) -> Run:
+def find_run(runs_dir: Path, reference: str = "latest") -> Run:
     """Return the run that reference names.
 
-    reference: a full id, a unique prefix, latest (the newest sealed one), @ALIAS (what the alias
-    serves now) or @ALIAS~N (N promotions ago). live(alias, n) answers the last two with a reference.
-    What ends in _debias0.50 is the run before it, debiased by 0.50.
+    reference: a full id, a unique prefix or latest (the newest sealed one). What ends in _debias0.50 is
+    the run before it, debiased by 0.50. What an alias serves is found by query.resolve.
 
     Raises NotFoundError where there is none, UsageError where a prefix fits several.
     """
-    if match := LIVE.fullmatch(reference):
-        if live is None:
-            raise UsageError(f"{reference} asks the store which run is live; give a run id here")
-        return find_run(runs_dir, live(match["alias"], int(match["back"] or 0)))
+    if LIVE.fullmatch(reference):
+        raise UsageError(f"{reference} asks the store which run is live; give a run id here")
     plain, amount = split_reference(reference)
     if amount is not None:
         return debiased(find_run(runs_dir, plain), amount)

@@ -191,10 +191,7 @@ class Run:
         """
         row = self.users.row(user_id)
         if row < 0:
-            raise NotFoundError(
-                f"user {user_id} is not among the {len(self.users)} users of run {self.run_id}; "
-                "give the movies they rated with --history"
-            )
+            raise self.unknown_user(user_id)
         offsets, rows = self._histories
         start, stop = int(offsets[row]), int(offsets[row + 1])
         if not 0 <= start <= stop <= rows.size:
@@ -203,6 +200,18 @@ class Run:
         if not _within(history, len(self.movies)):
             raise self._damaged("histories/movie_rows.npy", "points outside of the movies")
         return history
+
+    def unknown_user(self, user_id: object) -> NotFoundError:
+        """Return the error for a user who is not among users."""
+        if restored_from := self.manifest.config.get("restored_from"):
+            return NotFoundError(
+                f"run {self.run_id} was restored from {restored_from} and knows no users; give the movies "
+                "they rated with --history, or copy the run's own folder here"
+            )
+        return NotFoundError(
+            f"user {user_id} is not among the {len(self.users)} users of run {self.run_id}; "
+            "give the movies they rated with --history"
+        )
 
     @cached_property
     def _histories(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:

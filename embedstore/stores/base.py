@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,6 +78,27 @@ class Hit:
     payload: Mapping[str, Any]
     vector: Vector | None = field(default=None, compare=False, repr=False)
 
+    @classmethod
+    def of(
+        cls, name: str, key: PointId, score: float | None, payload: Mapping[str, Any] | None, vector: Any
+    ) -> Hit:
+        """Return the hit that point key of collection name is.
+
+        Raises StoreError where other hands have left it without a movie_id, or with NaN for a vector.
+        """
+        movie_id = (payload or {}).get("movie_id")
+        if payload is None or not isinstance(movie_id, int | str):
+            raise StoreError(
+                f"point {key} of collection {name!r} has no movie_id; repair it with `embedstore sync`"
+            )
+        if score is None or not math.isfinite(
+            score
+        ):  # engines take NaN from anybody; JSON has no word for it
+            raise StoreError(
+                f"point {key} of collection {name!r} holds NaN or infinity; repair it with `embedstore sync`"
+            )
+        return cls(movie_id, score, payload, None if vector is None else np.array(vector, np.float32))
+
 
 @dataclass(frozen=True)
 class Query:
@@ -102,7 +124,7 @@ def who() -> str:
 def moment_after(last: str | None) -> str:
     """Return now, but later than last: clocks go back and differ by machine, the order of flips does not."""
     moment = datetime.now(UTC)
-    with suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError, OverflowError):
         moment = max(moment, datetime.fromisoformat(last or "") + timedelta(microseconds=1))
     return moment.isoformat(timespec="microseconds")
 
@@ -281,14 +303,22 @@ class Store(ABC):
         """Set Metadata.pinned, which keeps a collection from gc; None takes it off."""
 
     def drop(self, name: str) -> None:
-        """Delete a collection, or finish its deletion. Raises StoreError where an alias names it."""
+        """Delete a collection, or finish its deletion.
+
+        Raises StoreError where an alias names it or it is pinned, StoreLockedError where another process
+        builds it.
+        """
         with self.writer():
-            self._refuse_aliased(name)
+            self._refuse_needed(name)
             self._delete(name)
 
     @abstractmethod
     def _delete(self, name: str) -> None:
         """Delete a collection that no alias named a moment ago."""
+
+    def size(self, name: str) -> int | None:
+        """Return how many bytes of the disk a collection takes, None where the store does not tell."""
+        return None
 
     @abstractmethod
     def aliases(self) -> dict[str, str]:
@@ -434,12 +464,14 @@ class Store(ABC):
         if state != "sealed":
             raise StoreError(f"collection {name!r} is not finished; run `embedstore sync` to finish it")
 
-    def _refuse_aliased(self, name: str) -> None:
+    def _refuse_needed(self, name: str) -> None:
         for alias, target in self.aliases().items():
             if target == name:
                 raise StoreError(
                     f"collection {name!r} is what alias {alias!r} names; promote another run first"
                 )
+        if self.metadata(name).pinned is not None:
+            raise StoreError(f"collection {name!r} is pinned; `embedstore unpin` it first")
 
     def __enter__(self) -> Self:
         return self
@@ -477,5 +509,5 @@ def _checked_queries(vectors: npt.NDArray[np.float32], dim: int) -> npt.NDArray[
     return rows
 
 
-def _rank(hit: Hit) -> tuple[float, MovieId]:
-    return (-hit.score, hit.movie_id)
+def _rank(hit: Hit) -> tuple[float, bool, MovieId]:
+    return (-hit.score, isinstance(hit.movie_id, str), hit.movie_id)  # text among integers: foreign hands

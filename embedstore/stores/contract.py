@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -67,7 +67,9 @@ Matrix = npt.NDArray[np.float32]
 State = Literal["building", "sealed", "deleting"]
 
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _LARGEST_POINT_ID = 2**64 - 1
+_SHOWN = 50  # characters of a value that cannot be meant
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,9 @@ class Metadata:
     def from_dict(cls, content: Mapping[str, Any], *, name: str) -> Metadata:
         """Return the metadata of the collection name.
 
-        Raises StoreError where it was written by a newer version or a field is missing.
+        Raises StoreError where it was written by a newer version, or a field that decides what the
+        collection is, and whether it may be deleted, is missing or cannot be meant. Another field that
+        cannot be meant is as if it was not there.
         """
         schema = content.get("schema")
         if isinstance(schema, int) and schema > SCHEMA_VERSION:
@@ -171,16 +175,62 @@ class Metadata:
                 "upgrade embedstore"
             )
         known = {part.name: content[part.name] for part in fields(cls) if part.name in content}
-        required = ("state", "run_id", "dim", "count", "tower", "fingerprint", "schema")
-        missing = [key for key in required if key not in known]
+        missing = [key for key in _DECIDING if key not in known and key not in ("debias", "pinned")]
         if missing:
             raise StoreError(
                 f"the metadata of collection {name!r} lack {', '.join(missing)}; delete the collection and "
                 "run `embedstore sync` again"
             )
-        for key in ("created_at", "heartbeat", "tool_version"):
-            known.setdefault(key, "")
-        return cls(**known)
+        for key, (expected, fits) in _DECIDING.items():
+            if key in known and not fits(known[key]):
+                raise StoreError(
+                    f"the metadata of collection {name!r} have the {key} {_shown(known[key])}, expected "
+                    f"{expected}; delete the collection and run `embedstore sync` again"
+                )
+        told = {key: value for key, value in known.items() if key in _DECIDING or _TOLD[key](value)}
+        return cls(**{"created_at": "", "heartbeat": "", "tool_version": "", **told})
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_integer(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+# What fields of metadata hold, which other tools can write too.
+_DECIDING: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "state": ("building, sealed or deleting", lambda value: value in ("building", "sealed", "deleting")),
+    # It is a part of programs that `contract` writes to be pasted into a shell.
+    "run_id": ("letters, digits, '_.-'", lambda value: _is_text(value) and bool(_RUN.fullmatch(value))),
+    "dim": ("an integer above 0", lambda value: _is_integer(value, 1)),
+    "count": ("an integer", lambda value: _is_integer(value, 0)),
+    "tower": ("additive, dense or none", lambda value: value in ("additive", "dense", "none")),
+    "fingerprint": ("text", _is_text),
+    "schema": ("an integer above 0", lambda value: _is_integer(value, 1)),
+    "debias": ("a number or null", lambda value: value is None or _is_number(value)),
+    "pinned": ("an object or null", lambda value: value is None or _is_object(value)),
+}
+_TOLD: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("created_at", "heartbeat", "tool_version", "writer", "origin", "measured_on"), _is_text),
+    "search": _is_object,
+    "recall": _is_object,
+    "metrics": lambda value: _is_object(value) and all(map(_is_number, value.values())),
+}
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,9 @@ __all__ = ["EdgeStore"]
 
 STORE_SCHEMA = 1
 _STORE_FILE = "embedstore.json"
+_STORE_CONTENT = '{"schema": 1, "engine": "qdrant-edge"}'
 _RECORD = "collection.json"
+_REBUILD = "delete the folder and sync the run again"
 _OPENING = "opening"
 _EDGE_CONFIG = "edge_config.json"
 _SEGMENT = "segment.json"
@@ -77,6 +79,7 @@ _BATCH_QUERIES = 64
 _BLOCK = 1 << 20
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 _LOADING_SECONDS = 5
+_IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 _INDEX_TYPES = {"keyword": edge.PayloadSchemaType.Keyword, "integer": edge.PayloadSchemaType.Integer}
 _EXACT = edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10000)
 
@@ -259,17 +262,22 @@ class EdgeStore(Store):
             writing.dirty = False
 
     def scroll(self, name: str, *, vectors: bool = True, limit: int = 1000) -> Iterator[PointBatch]:
+        from concurrent.futures import ThreadPoolExecutor
+
         shard = self._any_shard(name)
         spec = self._record(name).metadata.spec
-        offset: Any = None
-        while True:
+
+        def page(offset: Any) -> tuple[Any, Any]:
             request = edge.ScrollRequest(offset=offset, limit=limit, with_payload=True, with_vector=vectors)
             with _engine(f"collection {name!r} cannot be read"):
-                records, offset = shard.scroll(request)
-            if records:
+                return shard.scroll(request)  # without the GIL
+
+        with ThreadPoolExecutor(1) as pool:  # reads on while a page is looked at
+            records, offset = page(None)
+            while records:
+                coming = None if offset is None else pool.submit(page, offset)
                 yield _batch_of(records, spec, vectors=vectors)
-            if offset is None:
-                return
+                records, offset = ([], None) if coming is None else coming.result()
 
     def count(self, name: str, *, filters: Filters = NO_FILTERS) -> int:
         shard = self._any_shard(name)
@@ -339,6 +347,12 @@ class EdgeStore(Store):
             sync_path(folder)
             _remove(folder)
 
+    def size(self, name: str) -> int | None:
+        try:
+            return _allocated(self.path / "collections" / name)
+        except OSError:  # being deleted, or of another user
+            return None
+
     # Aliases
 
     def aliases(self) -> dict[str, str]:
@@ -390,7 +404,7 @@ class EdgeStore(Store):
             part = queries[start : start + _BATCH_QUERIES]
             made = [(query.vector.tolist(), _filter_of(query.filters, query.exclude)) for query in part]
             answers += [
-                [_hit(point, with_vectors) for point in found]
+                [_hit(name, point, with_vectors) for point in found]
                 for found in _query(shard, name, made, limit, with_vectors)
             ]
         return answers
@@ -506,13 +520,13 @@ class EdgeStore(Store):
             cached = self._records.get(name)
             if cached is not None and cached[0] == state:
                 return cached[1]
-            content = _read_json(self.path, f"collections/{name}/{_RECORD}")
+            content = _read_json(self.path, f"collections/{name}/{_RECORD}", _REBUILD)
         except (FileNotFoundError, NotADirectoryError):
             raise NotFoundError(
                 f"no collection {name!r} in store {self.path}; list them with `embedstore status`"
             ) from None
         except OSError as error:
-            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+            raise StoreError(f"{path} cannot be read: {error.strerror}; mend that, or {_REBUILD}") from error
         try:
             record = _Record(
                 metadata=Metadata.from_dict(content["metadata"], name=name),
@@ -532,11 +546,9 @@ class EdgeStore(Store):
                 )
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise StoreError(
-                f"{path} is damaged ({error!r}); delete the folder and sync the run again"
-            ) from error
+            raise StoreError(f"{path} is damaged ({error!r}); {_REBUILD}") from error
         if not usable:
-            raise StoreError(f"{path} is damaged; delete the folder and sync the run again")
+            raise StoreError(f"{path} is damaged; {_REBUILD}")
         self._records[name] = (state, record)
         return record
 
@@ -641,7 +653,7 @@ def _make_store(path: Path) -> None:
     if path.is_dir() and any(not child.name.endswith(".tmp") for child in path.iterdir()):
         raise StoreError(f"folder {path} is not empty and not a store of embedstore; choose another --store")
     path.mkdir(parents=True, exist_ok=True)
-    replace_file(path / _STORE_FILE, b'{"schema": 1, "engine": "qdrant-edge"}\n')
+    replace_file(path / _STORE_FILE, f"{_STORE_CONTENT}\n".encode())
     sync_path(path.parent)
 
 
@@ -657,10 +669,10 @@ def _check_store(path: Path) -> None:
             raise StoreError(
                 f"{path / part} is a link, which is not followed; give the folder itself to --store"
             )
-    content = _read_json(path, _STORE_FILE)
-    schema = content.get("schema")
+    advice = f"write {_STORE_CONTENT} into it"
+    schema = _read_json(path, _STORE_FILE, advice).get("schema")
     if not isinstance(schema, int):
-        raise StoreError(f"{path / _STORE_FILE} has no schema; it is damaged, restore it")
+        raise StoreError(f"{path / _STORE_FILE} is damaged: it has no schema; {advice}")
     if schema > STORE_SCHEMA:
         raise StoreError(
             f"store {path} has schema {schema}, this embedstore reads up to {STORE_SCHEMA}; "
@@ -677,7 +689,8 @@ def _disk(path: Path) -> Iterator[None]:
         where = error.filename or path
         if error.errno == errno.EROFS:
             raise StoreError(f"store {path} is on a read-only file system; choose another --store") from error
-        raise StoreError(f"store {path}: {where}: {error.strerror or error}") from error
+        advice = "; something else is in its place, move it away" if error.errno in _IN_THE_WAY else ""
+        raise StoreError(f"store {path}: {where}: {error.strerror or error}{advice}") from error
 
 
 @contextmanager
@@ -691,27 +704,28 @@ def _engine(what: str) -> Iterator[None]:
         raise
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+def _read_json(folder: Path, name: str, advice: str) -> dict[str, Any]:
     """Return a JSON object. Raises StoreError where the file holds something else, OSError as open does."""
     path = folder / name
     try:
         content = read_json(folder, name)
     except ValueError as error:
-        raise _DamagedError(f"{path} is damaged: not JSON of embedstore ({error}); restore it") from error
+        raise _DamagedError(f"{path} is damaged: not JSON of embedstore ({error}); {advice}") from error
     if not isinstance(content, dict):
-        raise _DamagedError(f"{path} is damaged: not a JSON object; restore it")
+        raise _DamagedError(f"{path} is damaged: not a JSON object; {advice}")
     return content
 
 
 def _read_alias(path: Path) -> dict[str, Any]:
-    content = _read_json(path.parent, path.name)
+    advice = "delete it and promote a run again"
+    content = _read_json(path.parent, path.name, advice)
     if isinstance(content.get("schema"), int) and content["schema"] > STORE_SCHEMA:
         raise StoreError(
             f"{path} has schema {content['schema']}, this embedstore reads up to {STORE_SCHEMA}; "
             "upgrade embedstore"
         )
     if not isinstance(content.get("collection"), str) or not isinstance(content.get("promotions"), list):
-        raise _DamagedError(f"{path} is damaged: it names no collection; promote a run again")
+        raise _DamagedError(f"{path} is damaged: it names no collection; {advice}")
     return content
 
 
@@ -772,7 +786,7 @@ def _is_config(config: Path, record: _Record) -> bool:
     """Whether the configuration of a shard is one that Edge writes for the collection of record."""
     spec = record.metadata.spec
     try:
-        content = _read_json(config.parent, config.name)
+        content = _read_json(config.parent, config.name, "")
         vectors = {name: (entry["size"], entry["distance"]) for name, entry in content["vectors"].items()}
         names = ("", HISTORY_VECTOR) if spec.additive else ("",)
         return vectors == dict.fromkeys(names, (spec.dim, "Dot")) and content["wal_enabled"] is False
@@ -918,9 +932,9 @@ def _query(
         return list(shard.query_batch(edge.QueryBatchRequest(requests)))
 
 
-def _hit(point: Any, with_vectors: bool) -> Hit:
-    vector = np.array(_unnamed(point.vector), np.float32) if with_vectors else None
-    return Hit(point.payload["movie_id"], point.score, point.payload, vector)
+def _hit(name: str, point: Any, with_vectors: bool) -> Hit:
+    vector = _unnamed(point.vector) if with_vectors else None
+    return Hit.of(name, _plain_id(point.id), point.score, point.payload, vector)
 
 
 def _unnamed(vector: Any) -> Any:

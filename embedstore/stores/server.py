@@ -175,7 +175,7 @@ class ServerStore(Store):
     def revise(self, name: str, *, empty: bool = False) -> None:
         metadata = self.metadata(name)
         if empty:
-            self._refuse_aliased(name)
+            self._refuse_needed(name)
             noted = self._flips_in(name)
             self._rest.request("DELETE", _path(name))
             self._forget(name)
@@ -292,7 +292,7 @@ class ServerStore(Store):
             self._await_silence(name)
         self._patch(name, {"state": "deleting"})
         try:
-            self._refuse_aliased(name)
+            self._refuse_needed(name)
             since = (self._metadata_of(name) or {}).get(_PROMOTING)
             age = seconds_since(since)
             if age is not None and age < _PROMOTING_SECONDS:
@@ -403,7 +403,10 @@ class ServerStore(Store):
             for start in range(0, len(bodies), _BATCH_QUERIES):
                 part = {"searches": bodies[start : start + _BATCH_QUERIES]}
                 answers += self._ask("POST", name, "points/query/batch", part)
-        return [[_hit(point, name) for point in answer["points"]] for answer in answers]
+        return [
+            [Hit.of(name, p["id"], p["score"], p.get("payload"), _unnamed(p)) for p in answer["points"]]
+            for answer in answers
+        ]
 
     # The writer
 
@@ -598,12 +601,15 @@ class ServerStore(Store):
         vectors = info["config"]["params"]["vectors"]
         named = {"": vectors} if "size" in vectors else vectors
         expected = {"", HISTORY_VECTOR} if found.spec.additive else {""}
-        for key in sorted(expected | set(named)):
-            size, distance = named.get(key, {}).get("size"), named.get(key, {}).get("distance")
-            if key in expected and (size, distance) != (found.dim, "Dot"):
+        for key in sorted(expected):
+            params = named.get(key, {})
+            size, distance = params.get("size"), params.get("distance")
+            kind = "many vectors" if params.get("multivector_config") else params.get("datatype") or "float32"
+            if (size, distance, kind) != (found.dim, "Dot", "float32"):
                 raise StoreError(
-                    f"collection {name!r} has vector {key!r} of width {size} and distance {distance}, "
-                    f"expected {found.dim} and Dot; delete the collection and run `embedstore sync` again"
+                    f"collection {name!r} has vector {key!r} of width {size}, distance {distance} and type "
+                    f"{kind}, expected {found.dim}, Dot and float32; delete the collection and run "
+                    "`embedstore sync` again"
                 )
         return found
 
@@ -649,9 +655,10 @@ class ServerStore(Store):
         """Give the flips that a collection remembers to those that their aliases name now."""
         content = self._metadata_of(name) or {}
         for alias, target in self.aliases().items():
-            if flips := _noted(content, name, alias):
+            if (flips := _noted(content, name, alias)) and self._is_ours(target):
                 moved = [{"alias": alias, **asdict(flip)} for flip in flips]
-                kept = sorted([*moved, *self._flips_in(target)], key=lambda flip: str(flip.get("at")))
+                known = [flip for flip in self._flips_in(target) if isinstance(flip, dict)]
+                kept = sorted([*moved, *known], key=lambda flip: str(flip.get("at")))
                 self._patch(target, {_PROMOTIONS: kept[-_PROMOTIONS_KEPT:]})
 
     # Many points
@@ -764,23 +771,6 @@ def _filter_of(filters: Filters, exclude: Sequence[MovieId]) -> dict[str, Any] |
     if exclude:
         condition["must_not"] = [{"has_id": sorted({point_id(movie) for movie in exclude}, key=str)}]
     return condition or None
-
-
-def _hit(point: Mapping[str, Any], name: str) -> Hit:
-    payload = point.get("payload") or {}
-    if "movie_id" not in payload:
-        raise StoreError(
-            f"point {point['id']} of collection {name!r} has no movie_id; repair it with `embedstore sync`"
-        )
-    if point["score"] is None:  # gRPC takes NaN from anybody, and JSON has no word for it
-        raise StoreError(
-            f"point {point['id']} of collection {name!r} holds NaN or infinity; "
-            "repair it with `embedstore sync`"
-        )
-    vector = _unnamed(point)
-    return Hit(
-        payload["movie_id"], point["score"], payload, None if vector is None else np.array(vector, np.float32)
-    )
 
 
 def _unnamed(record: Mapping[str, Any]) -> Sequence[float] | None:

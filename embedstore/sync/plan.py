@@ -11,6 +11,7 @@ from embedstore.stores.base import Store
 from embedstore.stores.contract import collection_name, valid_alias
 from embedstore.sync.compare import Progress, compare
 from embedstore.sync.upsert import existing, refuse_clash, validate_run
+from embedstore.sync.verify import wrong_metadata
 
 __all__ = ["Plan", "plan"]
 
@@ -19,8 +20,8 @@ __all__ = ["Plan", "plan"]
 class Plan:
     """What sync would do. state: create, resume, repair, rebuild or unchanged.
 
-    write and delete count points; where state is resume, write is the most it can be, since an
-    unfinished collection is read by its writer alone. flip_from is None where alias is new.
+    write and delete count points; where state is resume, or the metadata are wrong, write is the most it
+    can be, since an unfinished collection is read by its writer alone. flip_from is None where alias is new.
     """
 
     collection: str
@@ -59,6 +60,8 @@ def plan(
         metadata = existing(run, store, name)
         if metadata is not None and metadata.state != "sealed":
             state = "resume"
+        elif metadata is not None and (wrong := wrong_metadata(metadata, run)):
+            state, changes = "repair", tuple(wrong)
         elif metadata is not None and store.intact(name):
             state, write = "unchanged", 0
         elif metadata is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from embedstore.data.features import Ids, Rows, Vocabulary
 from embedstore.errors import NotFoundError, RunError, StoreError, UsageError, VerificationError
 from embedstore.runs.manifest import sync_path
 from embedstore.runs.registry import LIVE, find_run
+from embedstore.runs.run import Run
 from embedstore.runs.writer import (
     ADDITIVE,
     describe_run,
@@ -32,7 +34,7 @@ from embedstore.stores.base import Store
 from embedstore.stores.contract import Metadata, collection_name
 from embedstore.sync.compare import Progress
 
-__all__ = ["RestoreReport", "find_collection", "rebuild", "restore"]
+__all__ = ["RestoreReport", "bring", "find_collection", "rebuild", "rebuilt", "restore"]
 
 _LINE = ("movie_id", "title", "year", "genres", "popularity")
 _STAGING = ".restoring"  # in the folder of runs, where nobody takes it for one
@@ -78,7 +80,7 @@ def restore(
     if metadata.tower != "additive":
         raise RunError(
             f"collection {name!r} is of a run whose tower is {metadata.tower}, which is in its folder alone; "
-            f"copy the folder {metadata.run_id} to {runs_dir} from the machine that trained it"
+            f"{bring(metadata, runs_dir)}"
         )
     if metadata.debias is not None:
         raise RunError(
@@ -87,6 +89,20 @@ def restore(
         )
     rebuild(store, name, metadata, Path(runs_dir), progress=progress)
     return RestoreReport(name, metadata.run_id, str(path), metadata.count, written=True)
+
+
+def bring(metadata: Metadata, runs_dir: Path) -> str:
+    """Return what a person has to do who needs the folder of the run of a collection in runs_dir."""
+    import shlex
+    import socket
+
+    wanted = f"copy the folder {metadata.run_id} to {runs_dir} from"
+    if metadata.origin is None:
+        return f"{wanted} the machine that trained it"
+    host, _, path = metadata.origin.partition(":")
+    here = host == socket.gethostname()
+    command = ["cp" if here else "scp", "-r", path if here else metadata.origin, f"{runs_dir}/"]
+    return f"{wanted} where it was on {metadata.created_at[:10]}: `{shlex.join(command)}`"
 
 
 def find_collection(store: Store, reference: str, *, alias: str = "movies") -> tuple[str, Metadata]:
@@ -140,6 +156,18 @@ def rebuild(
     return target
 
 
+def rebuilt(store: Store, name: str, metadata: Metadata) -> Run:
+    """Return the run of a collection in a folder that goes with it; see rebuild. It may be debiased."""
+    folder = tempfile.TemporaryDirectory(prefix="embedstore-")
+    try:
+        run = Run.load(rebuild(store, name, metadata, Path(folder.name)))
+    except BaseException:
+        folder.cleanup()
+        raise
+    weakref.finalize(run, folder.cleanup)
+    return run
+
+
 @contextmanager
 def _staging(runs_dir: Path) -> Iterator[Path]:
     """Yield an empty folder within runs_dir; one process at a time has it."""
@@ -174,10 +202,11 @@ def _write(store: Store, name: str, metadata: Metadata, folder: Path, progress: 
         save_array(path / "histories/user_ids.npy", np.zeros(0, np.int64))
         save_array(path / "histories/offsets.npy", np.zeros(1, np.int64))
         save_array(path / "histories/movie_rows.npy", np.zeros(0, np.int32))
+        config = {"restored_from": name, "debias": metadata.debias, "origin": metadata.origin}
         manifest = describe_run(
             path,
             dataset={"n_users": 0, "n_movies": metadata.count, "n_ratings": n_ratings},
-            config={"restored_from": name} | ({} if metadata.debias is None else {"debias": metadata.debias}),
+            config={key: value for key, value in config.items() if value is not None},
             embedding_dim=metadata.dim,
             tower=metadata.tower,
             metrics={},

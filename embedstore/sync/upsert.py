@@ -24,7 +24,7 @@ from embedstore.stores.contract import (
     valid_alias,
 )
 from embedstore.sync.compare import Difference, Progress, compare, everything
-from embedstore.sync.verify import check, check_recall, good, measure_recall
+from embedstore.sync.verify import check, check_recall, good, measure_recall, told_of, wrong_metadata
 
 __all__ = ["Progress", "SyncReport", "existing", "refuse_clash", "sync", "validate_run"]
 
@@ -81,12 +81,22 @@ def sync(
         refuse_clash(store, alias, name)
         before = existing(run, store, name)
         if before is not None and before.state == "deleting":  # by a gc that was killed
-            store.drop(name)
-            before = None
+            if name in store.aliases().values():  # by other hands: readers wait for it
+                before = replace(before, state="building")
+                store.set_metadata(name, before)
+            else:
+                store.drop(name)
+                before = None
+        wrong = [] if before is None else wrong_metadata(before, run)
+        if before is not None and wrong:
+            before = replace(before, **told_of(run))
+            store.set_metadata(name, before)
         if before is not None and before.state == "sealed" and store.intact(name):
             state, difference, recall = "unchanged", None, before.recall
         else:
             state, difference, recall = _build(run, store, name, before, spread, progress)
+        if wrong and state == "unchanged":
+            state = "repaired"
         previous = store.aliases().get(alias)
         promoted = promote and store.promote(alias, name)
     return SyncReport(
@@ -100,7 +110,7 @@ def sync(
         promoted=promoted,
         previous=previous,
         recall=None if recall is None else dict(recall),
-        changes=() if difference is None else tuple(difference.reasons),
+        changes=(*wrong, *(() if difference is None else difference.reasons)),
     )
 
 

@@ -14,9 +14,19 @@ from embedstore.data.features import Rows
 from embedstore.errors import StoreError, VerificationError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Store
+from embedstore.stores.contract import Metadata
 from embedstore.sync.compare import Progress, compare
 
-__all__ = ["VerifyReport", "check", "check_recall", "good", "measure_recall", "verify"]
+__all__ = [
+    "VerifyReport",
+    "check",
+    "check_recall",
+    "good",
+    "measure_recall",
+    "told_of",
+    "verify",
+    "wrong_metadata",
+]
 
 _USERS = 16
 _K = 100
@@ -63,11 +73,33 @@ def verify(
             f"{metadata.fingerprint[:12]}, expected {run.fingerprint[:12]}); restore the run or "
             "delete the collection"
         )
+    if wrong := wrong_metadata(metadata, run):
+        raise VerificationError(f"{wrong[0]}; repair it with `embedstore sync`")
     try:
         recall = check(run, store, name, progress=progress)
     except StoreError as error:  # what cannot be read back is not what was written
         raise VerificationError(str(error)) from error
     return VerifyReport(name, run.run_id, len(run.movies), recall)
+
+
+def told_of(run: Run) -> dict[str, Any]:
+    """Return what the metadata of every collection of run say of it."""
+    return {
+        "run_id": run.run_id,
+        "dim": run.embedding_dim,
+        "count": len(run.movies),
+        "tower": run.manifest.tower,
+        "debias": run.manifest.debias,
+    }
+
+
+def wrong_metadata(metadata: Metadata, run: Run) -> list[str]:
+    """Return one sentence for everything that the metadata of a collection of run say wrongly of it."""
+    return [
+        f"the metadata of the collection have the {key} {getattr(metadata, key)}, expected {value}"
+        for key, value in told_of(run).items()
+        if getattr(metadata, key) != value
+    ]
 
 
 def check(run: Run, store: Store, name: str, *, progress: Progress | None = None) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def test_restore_brings_a_run_back_that_serves(tmp_path: Path, capsys: Capture) 
     assert run(["query", "--history", "3,9,27", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == before
     assert run(["query", "--user", "3"]) == 3
-    assert "is not among the 0 users" in capsys.readouterr().err
+    assert f"run {OLD} was restored from movies__{OLD} and knows no users" in capsys.readouterr().err
     assert run(["runs", "list"]) == 0
     assert run(["runs", "show", OLD]) == 0
     assert f"movies__{OLD}" in capsys.readouterr().out

@@ -58,8 +58,8 @@ def test_the_watch_finds_a_key(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert done.stdout.count("\na key is in ") == len(SHOWING), done.stdout
     assert f"{len(SHOWING)} failed, 1 passed" in done.stdout
+    assert done.stdout.count("\na key is in ") >= len(SHOWING)
     assert MARK not in done.stdout + done.stderr
 
 

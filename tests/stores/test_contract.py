@@ -78,6 +78,26 @@ def test_metadata_without_a_field_are_refused_by_its_name() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("state", "done"), ("state", ["sealed"]), ("run_id", 5), ("dim", "64"), ("dim", 0), ("dim", True),
+        ("dim", 4.0), ("count", None), ("count", -1), ("tower", {}), ("fingerprint", 7), ("schema", "1"),
+        ("debias", "x"), ("pinned", "yes"),
+    ],
+)  # fmt: skip
+def test_metadata_that_cannot_be_meant_are_refused_by_name_and_value(key: str, value: object) -> None:
+    with pytest.raises(StoreError) as raised:
+        metadata(**{key: value})
+    assert f"have the {key} {value!r}, expected " in str(raised.value)
+    assert str(raised.value).endswith("; delete the collection and run `embedstore sync` again")
+
+
+def test_what_is_told_alone_and_cannot_be_meant_is_as_if_it_was_not_there() -> None:
+    told = ("created_at", "heartbeat", "tool_version", "search", "recall", "writer", "origin", "measured_on")
+    assert metadata(**{key: [1] for key in told}, metrics={"ndcg@100": "high"}) == metadata()
+
+
 @pytest.fixture
 def stored() -> Any:
     """What schema 1 wrote, as literals that never change."""
@@ -125,6 +145,13 @@ def test_points_of_schema_1_are_written_and_read_for_ever(stored: Any) -> None:
                 1, content["movie_id"], 0.5, content["title"], content["year"], tuple(content["genres"])
             )
         ]
+
+
+def test_what_other_hands_say_of_a_movie_is_left_out_where_it_cannot_be_meant() -> None:
+    odd = {"title": {"a": 1}, "year": "1990", "genres": ["Drama", 3, None]}
+    (movie,) = recommendations_of([Hit(1, 0.5, odd)])
+    assert (movie.title, movie.year, movie.genres) == (None, None, ("Drama",))
+    assert recommendations_of([Hit(1, 0.5, {"genres": 3})])[0].genres == ()
 
 
 def test_a_cold_movie_says_so_and_the_others_say_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from embedstore.errors import EmbedstoreError, NotFoundError, StoreError, StoreLockedError
 from embedstore.runs.run import Run
 from embedstore.stores.base import open_store
-from embedstore.sync import sync
+from embedstore.sync import promote_run, sync
 from tests.builders import tiny_run
 
 Usage = namedtuple("Usage", "total used free")
@@ -78,6 +79,38 @@ def test_a_store_of_a_newer_version_or_a_damaged_one_is_refused(
     (folder / file).write_text(content)
     with pytest.raises(StoreError, match=message), open_store(folder) as store:
         store.aliases()
+
+
+def test_advice_about_a_damaged_store_file_works(folder: Path) -> None:
+    for content in ("nonsense", "[]", "{}"):
+        (folder / "embedstore.json").write_text(content)
+        with pytest.raises(StoreError, match=r"damaged: .*; write \{.*\} into it$") as raised:
+            open_store(folder)
+        (folder / "embedstore.json").write_text(re.search(r"write (.*) into it", str(raised.value))[1])  # type: ignore[index]
+        open_store(folder).close()
+
+
+def test_advice_about_a_damaged_alias_works(folder: Path, run: Run) -> None:
+    path = folder / "aliases" / "movies.json"
+    for content in ("nonsense", "[]", '{"collection": 3, "promotions": []}'):
+        path.write_text(content)
+        with open_store(folder) as store:
+            with pytest.raises(StoreError, match=r"; delete it and promote a run again$"):
+                sync(run, store)
+            path.unlink()
+            assert promote_run(store, run.reference)
+            assert sync(run, store).state == "unchanged"
+
+
+@pytest.mark.parametrize("file", ["lock", "aliases/movies.json"])
+def test_a_folder_in_place_of_a_file_is_named_with_what_to_do(folder: Path, run: Run, file: str) -> None:
+    (folder / file).unlink(missing_ok=True)
+    (folder / file).mkdir()
+    with open_store(folder) as store:
+        with pytest.raises(StoreError, match=f"{file}: Is a directory; something else is in its place, move"):
+            sync(run, store)
+        (folder / file).rename(folder / "away")
+        assert sync(run, store).state == "unchanged"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"metadata": 3, "generation": "g", "files": {}}'])

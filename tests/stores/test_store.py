@@ -13,7 +13,7 @@ import pytest
 
 from embedstore.errors import NotFoundError, StoreError
 from embedstore.runs.run import Run
-from embedstore.stores.base import Filters, Note, Promotion, Store, who
+from embedstore.stores.base import Filters, Note, Promotion, Store, moment_after, who
 from embedstore.stores.contract import Metadata, PointBatch, points
 from tests.backends import BACKENDS, EVERY_BACKEND
 from tests.builders import tiny_run
@@ -304,6 +304,27 @@ def test_drop_spares_what_an_alias_names(store: Store, run: Run) -> None:
     assert store.collections() == [NAME]
     with pytest.raises(NotFoundError):
         store.metadata("movies__two")
+
+
+def test_a_point_that_other_hands_left_without_a_movie_is_named(store: Store, run: Run) -> None:
+    made = points(run)
+    for payload in ({}, {"title": "x"}, {"movie_id": None}, {"movie_id": [1]}):
+        fill(store, run, batch=replace(made, payloads=[payload, *made.payloads[1:]]))
+        with pytest.raises(StoreError, match=r"point 1 of collection .* has no movie_id; repair it"):
+            store.search(NAME, run.movie_vectors[0], limit=40)
+        store.drop(NAME)
+
+
+def test_text_among_integers_is_ranked_after_them(store: Store, run: Run) -> None:
+    made = vectors(run, [[0.0, 0, 0, 0]] * 40)
+    named = [{**payload, "movie_id": "text"} for payload in made.payloads[:1]]
+    fill(store, run, batch=replace(made, payloads=[*named, *made.payloads[1:]]))
+    hits = store.search(NAME, np.zeros(4, np.float32), limit=40)
+    assert [hit.movie_id for hit in hits] == [*range(2, 41), "text"]
+
+
+def test_a_flip_noted_at_the_end_of_time_stands_in_nobodys_way() -> None:
+    assert moment_after("9999-12-31T23:59:59.999999+00:00") > "2026"
 
 
 @pytest.mark.parametrize("name", ["nope", "../store", "", ".", "a/b"])

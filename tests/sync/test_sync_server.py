@@ -169,3 +169,69 @@ def test_a_dense_run_has_no_history_vectors(store: ServerStore, tmp_path: Path) 
     (found,) = store.scroll(f"movies__{RUN_ID}")
     assert found.history_vectors is None
     assert replace(found, payloads=[]).movie_vectors.tobytes() == run.movie_vectors.tobytes()
+
+
+def test_metadata_that_say_something_else_of_the_run_are_named_and_mended(
+    store: ServerStore, run: Run
+) -> None:
+    name = sync(run, store).collection
+    right = store.metadata(name)
+    for wrong in ({"count": 1}, {"tower": "dense"}, {"run_id": "20000101t000000-0000"}, {"debias": 0.25}):
+        store.set_metadata(name, replace(right, **wrong))  # type: ignore[arg-type]
+        ((key, value),) = wrong.items()
+        with pytest.raises(VerificationError, match=f"{key} {value}, expected|holds run"):
+            verify(store, name, run)
+        assert plan(run, store).changes == (
+            f"the metadata of the collection have the {key} {value}, expected {getattr(right, key)}",
+        )
+        assert sync(run, store).state == "repaired"
+        assert store.metadata(name) == right
+        assert verify(store, name, run).count == 40
+
+
+def test_what_is_served_is_not_deleted_because_other_hands_say_so(store: ServerStore, run: Run) -> None:
+    name = sync(run, store).collection
+    store.set_metadata(name, replace(store.metadata(name), state="deleting"))
+    assert sync(run, store).written == 0
+    assert store.metadata(name).state == "sealed"
+    assert store.aliases() == {"movies": name}
+
+
+@pytest.mark.parametrize(
+    ("odd", "what"),
+    [({"datatype": "uint8"}, "uint8"), ({"multivector_config": {"comparator": "max_sim"}}, "many vectors")],
+)
+def test_vectors_of_another_type_are_refused(
+    store: ServerStore, run: Run, odd: dict[str, Any], what: str
+) -> None:
+    name = sync(run, store).collection
+    metadata = store.metadata(name).to_dict()
+    plain = {"size": 4, "distance": "Dot"}
+    by_other_hands(store, "DELETE", "", None)
+    by_other_hands(
+        store, "PUT", "", {"vectors": {"": {**plain, **odd}, "history": plain}, "metadata": metadata}
+    )
+    with pytest.raises(StoreError, match=f"and type {what}, expected 4, Dot and float32; delete the coll"):
+        sync(run, store)
+    by_other_hands(store, "DELETE", "", None)
+    assert sync(run, store).state == "created"
+
+
+def test_flips_are_never_carried_into_what_another_tool_made(
+    store: ServerStore, run: Run, tmp_path: Path
+) -> None:
+    name = sync(run, store).collection
+    store._rest.request("PUT", "/collections/canary", {"vectors": {"size": 4, "distance": "Dot"}})
+    move = {"create_alias": {"alias_name": "movies", "collection_name": "canary"}}
+    store._rest.request("POST", "/collections/aliases", {"actions": [move]})
+    store.drop(name)
+    assert store._rest.get("/collections/canary")["config"].get("metadata") in (None, {})
+
+
+def test_flips_that_are_none_are_not_carried(store: ServerStore, run: Run, tmp_path: Path) -> None:
+    other = tiny_run(tmp_path, seed=5, run_id="20260101t000000-0002")
+    old = sync(run, store).collection
+    new = sync(other, store).collection
+    store._rest.request("PATCH", f"/collections/{new}", {"metadata": {"promotions": [3, None, "x"]}})
+    store.drop(old)
+    assert [flip.collection for flip in store.promotions("movies")] == [old, new]

@@ -198,7 +198,7 @@ def _values(
 ) -> tuple[Filters, Values]:
     """Return filters that leave something of hits, and all that fills the snippets."""
     found = recommendations_of(hits)
-    genres = Counter(genre for movie in found for genre in movie.genres if isinstance(genre, str))
+    genres = Counter(str(genre) for movie in found for genre in movie.genres)
     years = sorted(movie.year for movie in found if type(movie.year) is int)  # it stands in programs as it is
     genre = genres.most_common(1)[0][0] if genres else None
     year = years[len(years) // 4] if years else None

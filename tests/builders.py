@@ -77,6 +77,7 @@ def tiny_run(
     text_ids: bool = False,
     dataset: Dataset | None = None,
     config: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
     cold: bool = False,
 ) -> Run:
     """Write a run of n movies into folder / "runs" and return it; vectors are drawn from seed.
@@ -101,7 +102,7 @@ def tiny_run(
         config={"preset": "tiny"} if config is None else config,
         movie_vectors=vectors,
         tower=tower,
-        metrics={},
+        metrics=metrics or {},
         cold=unrated,
         run_id=run_id,
     )

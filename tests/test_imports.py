@@ -36,6 +36,8 @@ SIDEWAYS = {
     ("evaluation", "query"),  # through the store: what is measured is what a query answers
     ("sync", "query"),
     ("query", "sync"),  # a run that is not here is restored from its collection
+    ("sync", "evaluation"),  # a gate names a metric; the canary ranks as an evaluation does
+    ("sync", "training"),  # SPLIT says which runs were measured on the same users
 }
 HEAVY = (
     "tensorflow",

@@ -24,6 +24,7 @@ __all__ = ["cli", "main", "run"]
 
 COMMANDS = {
     "access": "embedstore.cli.server:access",
+    "compare-live": "embedstore.cli.canary:compare_live",
     "completion": "embedstore.cli.completion:completion",
     "contract": "embedstore.cli.contract:contract",
     "copy": "embedstore.cli.copy:copy",
@@ -48,6 +49,7 @@ COMMANDS = {
     "tune": "embedstore.cli.tune:tune",
     "unpin": "embedstore.cli.lifecycle:unpin",
     "verify": "embedstore.cli.sync:verify",
+    "watch": "embedstore.cli.watch:watch",
 }
 
 INTERRUPTED = 130

@@ -11,9 +11,10 @@ import click
 
 from embedstore.cli.output import escape, print_json, print_lines
 from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
-from embedstore.errors import NotFoundError, StoreError
+from embedstore.cli.sync import progress_line
 
 if TYPE_CHECKING:
+    from embedstore.stores.base import Store
     from embedstore.sync.doctor import Finding
 
 __all__ = ["doctor"]
@@ -22,19 +23,28 @@ _COLORS = {"problem": "red", "warning": "yellow", "note": "cyan", "ok": "green"}
 
 
 @click.command()
+@click.option("--deep", is_flag=True, help="Read every file of the runs, and every point of what is live.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @runs_option
 @store_option
 @alias_option
-def doctor(runs_dir: Path, store_location: str, alias: str, *, as_json: bool) -> None:
-    """Look at the store and say what is wrong, the worst first; change nothing.
+def doctor(runs_dir: Path, store_location: str, alias: str, *, deep: bool, as_json: bool) -> None:
+    """Look at the store and the runs, and say what is wrong, the worst first; change nothing.
 
     A server: whether each node answers, its version and clock, what the key may do, how bulk travels,
-    the nodes of a cluster and its replicas. A folder: its disk and lock. Both: aliases and collections.
+    the nodes of a cluster and its replicas. A folder: whether it can be written, its disk and lock.
+    Both: aliases, collections that are unfinished, half deleted, damaged or without their run, clocks.
+    Runs: whether their files are there, and folders that were never finished.
 
     Exits with 1 where there is a problem; warnings and notes alone are 0.
     """
-    findings = _findings(runs_dir, store_location, alias)
+    from embedstore.sync.doctor import doctor as examine
+
+    def opened() -> Store:
+        return open_store_at(store_location, patient=False)
+
+    with progress_line() as progress:
+        findings = examine(opened, runs_dir, alias=alias, deep=deep, progress=progress)
     healthy = all(finding.level != "problem" for finding in findings)
     if as_json:
         print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
@@ -42,20 +52,6 @@ def doctor(runs_dir: Path, store_location: str, alias: str, *, as_json: bool) ->
         print_lines(_lines(findings))
     if not healthy:
         raise click.exceptions.Exit(1)
-
-
-def _findings(runs_dir: Path, store_location: str, alias: str) -> Sequence[Finding]:
-    from embedstore.runs.registry import list_runs
-    from embedstore.sync.doctor import doctor as examine
-    from embedstore.sync.doctor import finding_of
-
-    try:
-        store = open_store_at(store_location, patient=False)
-    except (NotFoundError, StoreError) as error:
-        return [finding_of(error, "store")]
-    with store:
-        sealed = {run.run_id for run in list_runs(runs_dir) if run.manifest is not None}
-        return examine(store, sealed, alias=alias)
 
 
 def _lines(findings: Sequence[Finding]) -> Iterator[str]:

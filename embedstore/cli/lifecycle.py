@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -10,48 +10,74 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedstore.cli.gates import gate_options, print_gates, refuse_failed
 from embedstore.cli.output import Column, escape, print_json, print_table, say
 from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
 from embedstore.errors import NotFoundError
 
 if TYPE_CHECKING:
     from embedstore.stores.base import Promotion, Store
+    from embedstore.sync import GateResult
 
-__all__ = ["gc", "history", "pin", "promote", "rollback", "unpin"]
+__all__ = ["gc", "history", "pin", "promote", "rollback", "unpin", "why_option"]
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _INDENT = 4
 
 
-def _why_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def why_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add --why, as why: str, for what shows it."""
     return click.option("--why", default="", metavar="TEXT", help=f"Why, for {what}.")
 
 
 @click.command()
 @click.argument("run")
-@_why_option("`history`")
+@gate_options
+@why_option("`history`")
 @_json_option
 @runs_option
 @store_option
 @alias_option
-def promote(run: str, runs_dir: Path, store_location: str, alias: str, *, why: str, as_json: bool) -> None:
+def promote(
+    run: str,
+    runs_dir: Path,
+    store_location: str,
+    alias: str,
+    *,
+    gates: tuple[str, ...],
+    why: str,
+    as_json: bool,
+) -> None:
     """Point the alias at the collection of RUN, which `sync --no-promote` has made.
 
-    The folder of the run is not needed. Undo it by `rollback`.
+    The folder of the run is not needed, but for gates. Undo it by `rollback`. Exits with 4 where a gate
+    failed; the alias stays then.
     """
+    from embedstore.query.resolve import resolve
     from embedstore.stores.base import Note
-    from embedstore.sync import promote_run
+    from embedstore.stores.contract import collection_name
+    from embedstore.sync import check_gates, parse_gate, promote_run
 
+    asked = [parse_gate(text) for text in gates]
+    results: list[GateResult] = []
     with open_store_at(store_location) as store:
         before = store.aliases().get(alias)
-        moved = promote_run(store, _reference(store, runs_dir, run, alias), alias=alias, note=Note(why))
-        now = store.live(alias).collection
-    _print_flip(alias, now, before, moved=moved, as_json=as_json)
+        reference = _reference(store, runs_dir, run, alias)
+        if asked and before != collection_name(alias, reference):
+            found = resolve(store, runs_dir, reference, alias=alias, restored=say)[0]
+            results = check_gates(asked, found, store, alias=alias, runs_dir=runs_dir)
+        moved = False
+        if all(result.passed for result in results):
+            note = Note(why, [result.to_dict() for result in results])
+            moved = promote_run(store, reference, alias=alias, note=note)
+        now = store.aliases().get(alias)
+    _print_flip(alias, now, before, moved=moved, gates=results, as_json=as_json)
+    refuse_failed(results, alias=alias, before=before, reference=reference)
 
 
 @click.command()
 @click.argument("back", metavar="[N]", type=int, default=1)
-@_why_option("`history`")
+@why_option("`history`")
 @_json_option
 @store_option
 @alias_option
@@ -71,7 +97,7 @@ def rollback(back: int, store_location: str, alias: str, *, why: str, as_json: b
 
 @click.command()
 @click.argument("run")
-@_why_option("`status` and `gc`")
+@why_option("`status` and `gc`")
 @_json_option
 @runs_option
 @store_option
@@ -220,11 +246,24 @@ def _reference(store: Store, runs_dir: Path, asked: str, alias: str) -> str:
         raise
 
 
-def _print_flip(alias: str, now: str, before: str | None, *, moved: bool, as_json: bool) -> None:
+def _print_flip(
+    alias: str,
+    now: str | None,
+    before: str | None,
+    *,
+    moved: bool,
+    as_json: bool,
+    gates: Sequence[GateResult] = (),
+) -> None:
     if as_json:
-        print_json({"alias": alias, "collection": now, "previous": before, "promoted": moved})
+        told = {"gates": [result.to_dict() for result in gates]} if gates else {}
+        print_json({"alias": alias, "collection": now, "previous": before, "promoted": moved, **told})
+        return
+    print_gates(gates)
+    if all(result.passed for result in gates):
+        click.echo(f"alias {alias} -> {escape(now or 'nothing')}" + ("" if moved else ", as before"))
     else:
-        click.echo(f"alias {alias} -> {escape(now)}" + ("" if moved else ", as before"))
+        click.echo(f"alias {alias} stays on {escape(now or 'nothing')}")
 
 
 def _short(collection: str, alias: str) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from embedstore.query.recommend import Answer, Embedding, Person, Recommendation
     from embedstore.runs.run import Run
 
-__all__ = ["embed", "query", "similar"]
+__all__ = ["embed", "query", "similar", "skipping", "users_file_options"]
 
 _COLUMNS = (
     Column("rank", right=True),
@@ -36,7 +36,8 @@ _REASONS_INDENT = 6
 _LONGEST_REASON = 50
 
 
-def _person_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def users_file_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --users-file, as users_file, and --skip-unknown, as skip_unknown; see skipping."""
     for option in (
         click.option(
             "--skip-unknown", is_flag=True, help="Leave out users of --users-file that cannot be answered."
@@ -46,6 +47,14 @@ def _person_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(path_type=Path, exists=True, dir_okay=False),
             help="Many people: a user id per line, or JSON lines (.jsonl) with user_id or history.",
         ),
+    ):
+        command = option(command)
+    return command
+
+
+def _person_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        users_file_options,
         click.option(
             "--history-file", metavar="FILE", help="A file of movie ids, oldest first; - is standard input."
         ),
@@ -146,7 +155,7 @@ def query(
     }
     if users_file is not None:
         format_of(output, as_csv=as_csv)
-        people = read_people(users_file, run, skip=_skip(skip_unknown))
+        people = read_people(users_file, run, skip=skipping(skip_unknown))
         answers = recommend_batch(run, store, people, **options)
         records = (answer.to_dict() for answer in answers)
         write_records(_tracked(records, users_file), output, as_csv=as_csv, flatten=_movie_rows)
@@ -201,7 +210,7 @@ def embed(
     run = run_at(store_location, runs_dir, reference, alias=alias, restored=say)
     if users_file is not None:
         format_of(output)
-        people = read_people(users_file, run, skip=_skip(skip_unknown))
+        people = read_people(users_file, run, skip=skipping(skip_unknown))
         records = (embedding.to_dict() for embedding in embed_batch(run, people))
         write_records(_tracked(records, users_file), output, flatten=lambda record: [record])
         return
@@ -282,7 +291,7 @@ def _person(run: Run, user: str | None, history: str | None, history_file: str |
         raise UsageError(f"history file {name} cannot be read: {error.strerror}") from error
 
 
-def _skip(skip_unknown: bool) -> Callable[[EmbedstoreError], None] | None:
+def skipping(skip_unknown: bool) -> Callable[[EmbedstoreError], None] | None:
     """Return what to do about a person who cannot be answered; None is to stop."""
     return (lambda error: click.echo(f"skipped: {escape(str(error))}", err=True)) if skip_unknown else None
 

@@ -166,9 +166,8 @@ def show(
 def restore(collection: str, runs_dir: Path, store_location: str, alias: str, *, as_json: bool) -> None:
     """Rebuild the run of a collection (default: what the alias serves) from the store alone.
 
-    It serves as the original does: `query --history` answers the same. It knows no users, and has
-    neither metrics nor a log. Only an additive run can be restored; the tower of any other is in its
-    folder alone.
+    It serves as the original does: `query --history` answers the same. It knows no users and has no
+    log. Only an additive run can be restored; the tower of any other is in its folder alone.
     """
     from embedstore.sync import restore as restore_run
 
@@ -339,7 +338,7 @@ def _headlines(evaluation: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, o
             name = entry["headline"]
             low, high = entry["intervals"][name]
             said = f"{name} {entry[name]:.4f} (95% {low:.4f} to {high:.4f}, {entry['users']['scored']} users)"
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise RunError(f"the evaluation of {protocol} has no headline; evaluate the run again") from error
         lines.append((f"evaluation.{protocol}", said))
     return lines

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedstore.cli.gates import gate_options, print_gates, refuse_failed
+from embedstore.cli.lifecycle import why_option
 from embedstore.cli.output import Column, escape, print_json, print_table
 from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
-from embedstore.errors import NotFoundError
+from embedstore.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from embedstore.runs.run import Run
@@ -46,6 +48,7 @@ _debias_option = click.option(
 @click.command()
 @click.argument("run", default="latest")
 @_debias_option
+@gate_options
 @no_promote_option
 @_json_option
 @runs_option
@@ -58,15 +61,21 @@ def plan(
     alias: str,
     *,
     debias: float | None,
+    gates: tuple[str, ...],
     no_promote: bool,
     as_json: bool,
 ) -> None:
-    """Show what `sync` would create, write, delete and flip for RUN (default: latest); write nothing."""
+    """Show what `sync` would create, write, delete and flip for RUN (default: latest); write nothing.
+
+    With --gate also what the gates say now; exits with 0 whatever they say.
+    """
+    from embedstore.sync import parse_gate
     from embedstore.sync import plan as plan_sync
 
+    asked = [parse_gate(text) for text in gates]
     with _store_if_there(store_location) as store:
         found = _find(runs_dir, run, store, debias)
-        made = plan_sync(found, store, alias=alias, promote=not no_promote)
+        made = plan_sync(found, store, alias=alias, promote=not no_promote, gates=asked, runs_dir=runs_dir)
     if as_json:
         print_json(asdict(made))
         return
@@ -78,12 +87,15 @@ def plan(
         click.echo(escape(f"alias {made.alias}: {made.flip_from or 'new'} -> {made.collection}"))
     else:
         click.echo(escape(f"alias {made.alias}: stays on {made.flip_from or 'nothing'}"))
+    print_gates(made.gates)
     _print_changes(made.changes)
 
 
 @click.command()
 @click.argument("run", default="latest")
 @_debias_option
+@gate_options
+@why_option("`history`")
 @no_promote_option
 @_json_option
 @click.option("--shards", type=int, metavar="N", help="Shards of a new collection on a server.")
@@ -101,6 +113,8 @@ def sync(
     alias: str,
     *,
     debias: float | None,
+    gates: tuple[str, ...],
+    why: str,
     no_promote: bool,
     as_json: bool,
     shards: int | None,
@@ -113,20 +127,39 @@ def sync(
     step. What is there already is compared, not written again: after an interruption, the same
     command carries on; after damage, it repairs point by point.
 
+    With --gate the alias moves only if every gate passes, else the command exits with 4. A metric is
+    named as in `runs show`, or PROTOCOL:NAME as in `evaluate`; after the comparison stands a number, a
+    share of the live run's (0.98*live), or live.
+
     With --debias the collection is ALIAS__RUN_debiasA. Wherever a RUN is given, RUN_debiasA (as in
     latest_debias0.50) is the run with these vectors.
     """
     from embedstore.stores.contract import Spread
+    from embedstore.sync import parse_gate
     from embedstore.sync import sync as sync_run
 
+    if no_promote and gates:
+        raise UsageError("--no-promote leaves the alias where it is, so no gate is asked; see `plan --gate`")
+    asked = [parse_gate(text) for text in gates]
     started = time.perf_counter()
     spread = Spread(shards, replicas, write_consistency)
     # The run first: a mistyped run must not leave an empty store behind.
     found = None if run.startswith("@") else _find(runs_dir, run, None, debias)
     with open_store_at(store_location, create=found is not None) as store, progress_line() as progress:
         found = found or _find(runs_dir, run, store, debias)
-        report = sync_run(found, store, alias=alias, promote=not no_promote, spread=spread, progress=progress)
+        report = sync_run(
+            found,
+            store,
+            alias=alias,
+            promote=not no_promote,
+            gates=asked,
+            why=why,
+            runs_dir=runs_dir,
+            spread=spread,
+            progress=progress,
+        )
     print_report(report, seconds=time.perf_counter() - started, no_promote=no_promote, as_json=as_json)
+    refuse_failed(report.gates, alias=alias, before=report.previous, reference=found.reference)
 
 
 def print_report(report: SyncReport, *, seconds: float, no_promote: bool, as_json: bool) -> None:
@@ -139,10 +172,11 @@ def print_report(report: SyncReport, *, seconds: float, no_promote: bool, as_jso
     else:
         what = f"{report.written:,} written" + (f", {report.deleted:,} deleted" if report.deleted else "")
         click.echo(f"{report.collection}: {report.state}, {what}, {report.count:,} verified, {seconds:.1f} s")
+    print_gates(report.gates)
     if report.promoted:
         before = f" (before: {report.previous})" if report.previous else ""
         click.echo(escape(f"alias {report.alias} -> {report.collection}{before}"))
-    elif no_promote:
+    elif no_promote or not all(result.passed for result in report.gates):
         click.echo(escape(f"alias {report.alias} stays on {report.previous or 'nothing'}"))
     else:
         click.echo(f"alias {report.alias} -> {report.collection}, as before")

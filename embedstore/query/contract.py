@@ -46,6 +46,11 @@ METADATA = {
     "search": "how the default search works: exact, or HNSW with these m and ef",
     "recall": "of the default search, measured before the alias moved",
     "debias": "A where V_j is scaled by norm(V_j)^-A, to show less popular movies; null: as trained",
+    "writer": "who is building the collection, host:pid:token; null: nobody",
+    "pinned": "when, by whom and why it is kept from clean-up; null: it is not",
+    "origin": "where the run was that it was made from, host:path",
+    "metrics": "what was measured of the run, by name",
+    "measured_on": "on which held-out users: runs where it is equal can be compared",
 }
 _MANY_USERS = 200
 _FEW_MOVIES = 10

@@ -13,7 +13,7 @@ from embedstore.runs.evaluation import evaluation_path
 from embedstore.runs.manifest import MANIFEST, Manifest, read_manifest
 from embedstore.runs.run import Run
 
-__all__ = ["RunSummary", "find_run", "list_runs", "remove_run"]
+__all__ = ["RunSummary", "find_run", "list_runs", "remove_run", "run_folders"]
 
 RUN_ID = re.compile(r"\d{8}t\d{6}-[0-9a-f]{4}")
 LIVE = re.compile(r"@(?P<alias>[^~]+)(?:~(?P<back>\d+))?")
@@ -29,16 +29,18 @@ class RunSummary:
     problem: str | None = None
 
 
+def run_folders(runs_dir: Path) -> list[Path]:
+    """Return the folders in runs_dir that are named like a run, oldest first; none where it is missing."""
+    return sorted(path for path in Path(runs_dir).glob("*") if RUN_ID.fullmatch(path.name) and path.is_dir())
+
+
 def list_runs(runs_dir: Path) -> list[RunSummary]:
     """Return every run folder in runs_dir, oldest first, the unfinished and damaged ones too.
 
     A missing runs_dir holds no run.
     """
-    folders = sorted(
-        path for path in Path(runs_dir).glob("*") if RUN_ID.fullmatch(path.name) and path.is_dir()
-    )
     summaries = []
-    for path in folders:
+    for path in run_folders(runs_dir):
         try:
             summaries.append(RunSummary(path.name, path, read_manifest(path)))
         except RunError as error:
@@ -60,16 +62,15 @@ def find_run(runs_dir: Path, reference: str = "latest") -> Run:
     plain, amount = split_reference(reference)
     if amount is not None:
         return debiased(find_run(runs_dir, plain), amount)
-    sealed = [summary for summary in list_runs(runs_dir) if summary.manifest is not None]
+    if RUN_ID.fullmatch(reference):
+        return _local(Path(runs_dir), reference)
+    summaries = list_runs(runs_dir)
     if reference == "latest":
+        sealed = [summary for summary in summaries if summary.manifest is not None]
         if not sealed:
             raise NotFoundError(f"no finished run in {runs_dir}; make one with `embedstore train`")
         return Run.load(sealed[-1].path)
-    if RUN_ID.fullmatch(reference):
-        return _local(Path(runs_dir), reference)
-    fitting = [
-        summary for summary in list_runs(runs_dir) if reference and summary.run_id.startswith(reference)
-    ]
+    fitting = [summary for summary in summaries if reference and summary.run_id.startswith(reference)]
     if len(fitting) > 1:
         raise UsageError(
             f"run {reference!r} fits {len(fitting)} runs ({fitting[0].run_id}, {fitting[1].run_id}); "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import secrets
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from embedstore.data.features import Ids, MovieId, Rows
 from embedstore.errors import RunError
 from embedstore.runs.manifest import MANIFEST, Manifest, digest_of, replace_file, sync_path
 from embedstore.runs.programs import git
+from embedstore.runs.scratch import scratch_folder
 from embedstore.runs.tower import AdditiveTower, DenseTower
 
 __all__ = [
@@ -67,9 +67,8 @@ def write_run(
     """Write and seal a run; return its folder.
 
     movie_vectors and the tower's movie tables have one row per movie of rated_movies(dataset) and
-    of cold, the rows of movies without ratings, in ascending order of both. An exception or an
-    interrupt removes the folder; a killed process leaves one without a manifest, which counts as
-    unfinished.
+    of cold, the rows of movies without ratings, in ascending order of both. The folder appears
+    when it is whole; see run_folder.
 
     Raises ValueError where shapes do not fit and RunError where a vector is not finite or the
     folder cannot be written.
@@ -91,30 +90,28 @@ def write_run(
             git_commit=_git_commit(),
         )
         seal_run(path, manifest)
-    return path
+    return Path(runs_dir) / path.name
 
 
 @contextmanager
 def run_folder(runs_dir: Path, run_id: str) -> Iterator[Path]:
-    """Make the folder of a run, to be filled and sealed in the block; an exception there removes it.
+    """Yield a folder, to be filled and sealed in the block, that then becomes runs_dir / run_id, whole.
 
-    Raises RunError where it exists, or an OSError says that it cannot be written.
+    An exception leaves nothing behind, and what a kill leaves is removed by the next one; see
+    scratch_folder. Raises RunError where the run is there, or an OSError says that it cannot be written.
     """
-    path = Path(runs_dir) / run_id
+    target = Path(runs_dir) / run_id
+    if target.exists():
+        raise RunError(f"run folder {target} exists; choose another run id")
     try:
-        (path / "histories").mkdir(parents=True, exist_ok=False)
-    except FileExistsError:
-        raise RunError(f"run folder {path} exists; choose another run id") from None
+        with scratch_folder(target.parent) as scratch:
+            path = scratch / run_id
+            (path / "histories").mkdir(parents=True)
+            yield path
+            path.rename(target)
+            sync_path(target.parent)
     except OSError as error:
-        raise RunError(f"run folder {path} cannot be made: {error.strerror}") from error
-    try:
-        yield path
-    except OSError as error:
-        shutil.rmtree(path, ignore_errors=True)
-        raise RunError(f"run folder {path} cannot be written: {error.strerror or error}") from error
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
+        raise RunError(f"run folder {target} cannot be written: {error.strerror or error}") from error
 
 
 def describe_run(
@@ -152,7 +149,6 @@ def seal_run(path: Path, manifest: Manifest) -> None:
     sync_path(path / "histories")
     sync_path(path)
     replace_file(path / MANIFEST, manifest.to_json().encode())
-    sync_path(path.parent)
 
 
 def ids_of(values: Sequence[MovieId]) -> Ids:

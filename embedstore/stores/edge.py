@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from embedstore.errors import NotFoundError, StoreError, StoreLockedError, Usage
 from embedstore.runs.files import open_file, read_json
 from embedstore.runs.manifest import digest_of, replace_file, sync_path
 from embedstore.runs.programs import run_program
+from embedstore.runs.scratch import scratch_folder
 from embedstore.stores.base import NO_FILTERS, Filters, Hit, Note, Promotion, Query, Store, moment_after
 from embedstore.stores.contract import (
     ANY_SPREAD,
@@ -128,7 +129,11 @@ class _Writing:
 class _Reading:
     generation: str
     shard: edge.EdgeShard
-    copy: tempfile.TemporaryDirectory[str] | None = None
+    copy: ExitStack  # removes the copy that the shard was loaded from, if any
+
+    def close(self) -> None:
+        _close(self.shard)
+        self.copy.close()
 
 
 class EdgeStore(Store):
@@ -156,9 +161,7 @@ class EdgeStore(Store):
             _close(writing.shard)
         self._writing.clear()
         for reading in self._reading.values():
-            _close(reading.shard)
-            if reading.copy is not None:
-                reading.copy.cleanup()
+            reading.close()
         self._reading.clear()
 
     # Collections
@@ -356,15 +359,29 @@ class EdgeStore(Store):
     # Aliases
 
     def aliases(self) -> dict[str, str]:
+        targets, damaged = self.readable_aliases()
+        for error in damaged.values():
+            raise error
+        return targets
+
+    def readable_aliases(self) -> tuple[dict[str, str], dict[str, StoreError]]:
+        """Return what aliases returns, of the files that can be read, and by alias why the others cannot."""
+        targets: dict[str, str] = {}
+        damaged: dict[str, StoreError] = {}
         with _disk(self.path):
-            paths = sorted((self.path / "aliases").glob("[!.]*.json"))
-            return {path.name.removesuffix(".json"): _read_alias(path)["collection"] for path in paths}
+            for path in sorted((self.path / "aliases").glob("[!.]*.json")):
+                alias = path.name.removesuffix(".json")
+                try:
+                    targets[alias] = _read_alias(path)["collection"]
+                except StoreError as error:
+                    damaged[alias] = error
+        return targets, damaged
 
     def _flip(self, alias: str, name: str, note: Note) -> bool:
         path = self.path / "aliases" / f"{alias}.json"
         with _disk(self.path):
             path.parent.mkdir(exist_ok=True)
-            before: dict[str, Any] = {"collection": None, "promotions": []}
+            before: dict[str, Any] = {"collection": None}
             with suppress(_DamagedError, FileNotFoundError):  # a flip mends it
                 before = _read_alias(path)
             if before["collection"] == name:
@@ -414,12 +431,11 @@ class EdgeStore(Store):
         ids = [point_id(movie_id) for movie_id in movie_ids]
         with _engine(f"collection {name!r} cannot be read"):
             records = shard.retrieve(list(ids), with_payload=False, with_vector=True)
-        found: dict[PointId, Any] = {_plain_id(record.id): record.vector for record in records}
+        found: dict[PointId, Any] = {_plain_id(record.id): _unnamed(record.vector) for record in records}
         for movie_id, key in zip(movie_ids, ids, strict=True):
-            if key not in found:
+            if found.get(key) is None:
                 raise NotFoundError(f"movie {movie_id} is not in collection {name!r}")
-        rows = [_unnamed(found[key]) for key in ids]
-        return np.array(rows, dtype=np.float32).reshape(len(ids), -1)
+        return rows_of([found[key] for key in ids], self._record(name).metadata.dim)
 
     # The writer lock
 
@@ -455,20 +471,30 @@ class EdgeStore(Store):
 
     def locked(self) -> bool:
         """Whether another process writes now. Takes the lock for an instant, so it is not for a loop."""
-        try:
-            with open_file(self.path, "lock") as file:
-                import fcntl
+        import fcntl
 
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+        with _disk(self.path):
+            try:
+                with open_file(self.path, "lock") as file:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except FileNotFoundError:
+                return False
         return False
+
+    def leftovers(self) -> list[str]:
+        """Return the folders of collections that were being made or deleted; the next writer removes them."""
+        with _disk(self.path):
+            folders = (self.path / "collections").glob("*")
+            return sorted(path.name for path in folders if not (path / _RECORD).exists())
 
     def room(self) -> tuple[int, int]:
         """Return how many bytes are free, and how many a collection like the largest one needs."""
-        specs = [self.metadata(name) for name in self.collections()]
+        specs = []
+        for name in self.collections():
+            with suppress(StoreError, NotFoundError):  # a damaged one is reported by whoever asks for it
+                specs.append(self.metadata(name))
         needed = max((_expected_bytes(found.count, found.spec) for found in specs), default=0)
         return shutil.disk_usage(self.path).free, needed
 
@@ -605,7 +631,7 @@ class EdgeStore(Store):
                     continue  # a repair replaced the generation between reading the record and opening it
                 raise
             if known is not None:
-                _close(known.shard)
+                known.close()
             self._reading[name] = opened
             return opened.shard
 
@@ -613,12 +639,14 @@ class EdgeStore(Store):
         self._check_files(name, record)
         folder = self.path / "collections" / name / record.generation
         config = folder / _EDGE_CONFIG
-        if os.access(folder, os.W_OK) and (not config.exists() or os.access(config, os.W_OK)):
-            return _Reading(record.generation, _load_shard(folder, record))
-        with _disk(Path(tempfile.gettempdir())):
-            copy = tempfile.TemporaryDirectory(prefix="embedstore-")
-            _copy_tree(folder, Path(copy.name) / record.generation)
-        return _Reading(record.generation, _load_shard(Path(copy.name) / record.generation, record), copy)
+        with ExitStack() as copy:
+            if not os.access(folder, os.W_OK) or (config.exists() and not os.access(config, os.W_OK)):
+                home = Path(tempfile.gettempdir())
+                with _disk(home):
+                    scratch = copy.enter_context(scratch_folder(home))
+                    _copy_tree(folder, scratch / record.generation)
+                folder = scratch / record.generation
+            return _Reading(record.generation, _load_shard(folder, record), copy.pop_all())
 
     def _check_files(self, name: str, record: _Record) -> None:
         """Raise StoreError where a file is missing or too short: opening it could end the process."""
@@ -724,13 +752,14 @@ def _read_alias(path: Path) -> dict[str, Any]:
             f"{path} has schema {content['schema']}, this embedstore reads up to {STORE_SCHEMA}; "
             "upgrade embedstore"
         )
-    if not isinstance(content.get("collection"), str) or not isinstance(content.get("promotions"), list):
+    if not isinstance(content.get("collection"), str):
         raise _DamagedError(f"{path} is damaged: it names no collection; {advice}")
     return content
 
 
 def _flips_of(alias_file: Mapping[str, Any]) -> list[Promotion]:
-    flips = [Promotion.from_dict(entry) for entry in alias_file["promotions"]]
+    noted = alias_file.get("promotions")
+    flips = [Promotion.from_dict(entry) for entry in noted] if isinstance(noted, list) else []
     return [flip for flip in flips if flip is not None]
 
 
@@ -938,7 +967,7 @@ def _hit(name: str, point: Any, with_vectors: bool) -> Hit:
 
 
 def _unnamed(vector: Any) -> Any:
-    return vector[""] if isinstance(vector, dict) else vector
+    return vector.get("") if isinstance(vector, dict) else vector
 
 
 def _plain_id(value: Any) -> PointId:

@@ -204,11 +204,7 @@ class ServerStore(Store):
         calm, pause = 0, 0.02
         while calm < 2:
             info = self._info(name)
-            if info["status"] == "red" or info["optimizer_status"] != "ok":
-                raise StoreError(
-                    f"collection {name!r} is {info['status']} on the server (optimizer: "
-                    f"{info['optimizer_status']}); look at the server's log"
-                )
+            _refuse_failing(name, info)
             if info["status"] == "grey":  # optimisations wait for a nudge, which any update is
                 self._rest.request("PATCH", _path(name), {"optimizers_config": {}})
             calm = calm + 1 if _is_calm(info) else 0
@@ -382,7 +378,7 @@ class ServerStore(Store):
         for movie_id, key in zip(movie_ids, ids, strict=True):
             if found.get(key) is None:
                 raise NotFoundError(f"movie {movie_id} is not in collection {name!r}")
-        return np.array([found[key] for key in ids], dtype=np.float32).reshape(len(ids), -1)
+        return rows_of([found[key] for key in ids], self.metadata(name).dim)
 
     def nearest(
         self, name: str, queries: Sequence[Query], limit: int, *, with_vectors: bool = False
@@ -509,6 +505,10 @@ class ServerStore(Store):
         """Return how many points travel, gRPC or REST, and why."""
         self._bulk_client()
         return str(self._bulk_reason)
+
+    def require_maintained(self, name: str) -> None:
+        """Raise StoreError where the server says that it cannot maintain a collection, as on a full disk."""
+        _refuse_failing(name, self._info(name))
 
     def clock_skew(self) -> float | None:
         """Return how many seconds the server's clock is ahead of ours, None where it does not tell."""
@@ -755,6 +755,14 @@ def _creation(spec: CollectionSpec, metadata: Mapping[str, Any]) -> dict[str, An
         "write_consistency_factor": spec.spread.write_consistency,
     }
     return body | {key: value for key, value in layout.items() if value is not None}
+
+
+def _refuse_failing(name: str, info: Mapping[str, Any]) -> None:
+    if info["status"] == "red" or info["optimizer_status"] != "ok":
+        raise StoreError(
+            f"collection {name!r} is {info['status']} on the server (optimizer: "
+            f"{info['optimizer_status']}); look at the server's log"
+        )
 
 
 def _is_calm(info: Mapping[str, Any]) -> bool:

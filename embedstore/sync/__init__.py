@@ -1,6 +1,8 @@
 """From a run to a live collection: plan it, sync it, verify it, and move the alias last."""
 
+from embedstore.sync.canary import LiveComparison, compare_live
 from embedstore.sync.copy import copy
+from embedstore.sync.gates import Gate, GateResult, check_gates, parse_gate
 from embedstore.sync.lifecycle import (
     GcReport,
     Status,
@@ -17,16 +19,22 @@ from embedstore.sync.upsert import Progress, SyncReport, sync
 from embedstore.sync.verify import VerifyReport, verify
 
 __all__ = [
+    "Gate",
+    "GateResult",
     "GcReport",
+    "LiveComparison",
     "Plan",
     "Progress",
     "RestoreReport",
     "Status",
     "SyncReport",
     "VerifyReport",
+    "check_gates",
+    "compare_live",
     "copy",
     "find_collection",
     "gc",
+    "parse_gate",
     "pin",
     "plan",
     "promote_run",

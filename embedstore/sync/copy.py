@@ -9,6 +9,7 @@ from pathlib import Path
 from embedstore.errors import NotFoundError, RunError, UsageError, VerificationError
 from embedstore.runs.registry import find_run
 from embedstore.runs.run import Run
+from embedstore.runs.scratch import scratch_folder
 from embedstore.stores.base import Store
 from embedstore.stores.contract import Metadata
 from embedstore.sync.compare import Progress
@@ -42,8 +43,8 @@ def copy(
     with ExitStack() as stack:
         run = _local(runs_dir, metadata)
         if run is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="embedstore-"))
-            run = Run.load(rebuild(source, name, metadata, Path(folder), progress=progress))
+            folder = stack.enter_context(scratch_folder(Path(tempfile.gettempdir())))
+            run = Run.load(rebuild(source, name, metadata, folder, progress=progress))
         report = sync(run, target, alias=own_alias, promote=promote, progress=progress)
     made = target.metadata(report.collection)
     for key in ("run_id", "fingerprint", "count", "tower", "debias"):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from embedstore.errors import StoreError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Store
 from embedstore.stores.contract import collection_name, valid_alias
 from embedstore.sync.compare import Progress, compare
+from embedstore.sync.gates import Gate, GateResult, check_gates
 from embedstore.sync.upsert import existing, refuse_clash, validate_run
 from embedstore.sync.verify import wrong_metadata
 
@@ -22,6 +24,7 @@ class Plan:
 
     write and delete count points; where state is resume, or the metadata are wrong, write is the most it
     can be, since an unfinished collection is read by its writer alone. flip_from is None where alias is new.
+    gates: what they say now; none where the alias would stay.
     """
 
     collection: str
@@ -34,6 +37,7 @@ class Plan:
     flip: bool
     flip_from: str | None
     changes: Sequence[str] = field(default_factory=tuple)
+    gates: Sequence[GateResult] = ()
 
 
 def plan(
@@ -42,6 +46,8 @@ def plan(
     *,
     alias: str = "movies",
     promote: bool = True,
+    gates: Sequence[Gate] = (),
+    runs_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Return what sync would do with the same arguments; writes nothing. store: None where there is none yet.
@@ -71,4 +77,6 @@ def plan(
                 changes = tuple(difference.reasons)
             except StoreError as error:
                 state, changes = "rebuild", (str(error),)
-    return Plan(name, run.run_id, alias, state, n, write, delete, promote and live != name, live, changes)
+    flip = promote and live != name
+    said = check_gates(gates, run, store, alias=alias, runs_dir=runs_dir) if flip else []
+    return Plan(name, run.run_id, alias, state, n, write, delete, flip, live, changes, tuple(said))

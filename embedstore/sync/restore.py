@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -17,9 +14,9 @@ import numpy.typing as npt
 
 from embedstore.data.features import Ids, Rows, Vocabulary
 from embedstore.errors import NotFoundError, RunError, StoreError, UsageError, VerificationError
-from embedstore.runs.manifest import sync_path
 from embedstore.runs.registry import LIVE, find_run
 from embedstore.runs.run import Run
+from embedstore.runs.scratch import scratch_folder
 from embedstore.runs.writer import (
     ADDITIVE,
     describe_run,
@@ -37,7 +34,6 @@ from embedstore.sync.compare import Progress
 __all__ = ["RestoreReport", "bring", "find_collection", "rebuild", "rebuilt", "restore"]
 
 _LINE = ("movie_id", "title", "year", "genres", "popularity")
-_STAGING = ".restoring"  # in the folder of runs, where nobody takes it for one
 
 
 @dataclass(frozen=True)
@@ -138,59 +134,11 @@ def rebuild(
 ) -> Path:
     """Write and seal the run of a collection, without users, and without its tower unless additive.
 
-    Reads the collection twice, a bounded number of points at a time. The folder appears when it is
-    whole: what a kill leaves is removed by the next restore. Raises VerificationError where what was
-    read does not have the fingerprint of the run, RunError where the folder exists or cannot be
-    written; then nothing is left behind.
+    Reads the collection twice, a bounded number of points at a time. The folder appears when it is whole;
+    see run_folder. Raises VerificationError where what was read does not have the fingerprint of the run,
+    RunError where the folder exists or cannot be written.
     """
-    target = runs_dir / metadata.run_id
-    with _staging(runs_dir) as staging:
-        if target.exists():  # also where another restore was faster
-            raise RunError(f"run folder {target} exists; choose another --runs")
-        path = _write(store, name, metadata, staging, progress)
-        try:
-            path.rename(target)
-            sync_path(runs_dir)
-        except OSError as error:
-            raise RunError(f"run folder {target} cannot be made: {error.strerror}") from error
-    return target
-
-
-def rebuilt(store: Store, name: str, metadata: Metadata) -> Run:
-    """Return the run of a collection in a folder that goes with it; see rebuild. It may be debiased."""
-    folder = tempfile.TemporaryDirectory(prefix="embedstore-")
-    try:
-        run = Run.load(rebuild(store, name, metadata, Path(folder.name)))
-    except BaseException:
-        folder.cleanup()
-        raise
-    weakref.finalize(run, folder.cleanup)
-    return run
-
-
-@contextmanager
-def _staging(runs_dir: Path) -> Iterator[Path]:
-    """Yield an empty folder within runs_dir; one process at a time has it."""
-    import fcntl  # POSIX alone; reading works without it
-
-    folder = runs_dir / _STAGING
-    with ExitStack() as stack:
-        try:
-            runs_dir.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(runs_dir, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-        except OSError as error:
-            raise RunError(f"folder of runs {runs_dir} cannot be written: {error.strerror}") from error
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        yield folder
-
-
-def _write(store: Store, name: str, metadata: Metadata, folder: Path, progress: Progress | None) -> Path:
-    """Write and seal the run of a collection in folder; see rebuild."""
-    with run_folder(folder, metadata.run_id) as path:
+    with run_folder(runs_dir, metadata.run_id) as path:
         try:
             movies = Vocabulary(_movie_ids(store, name))
             n_ratings = _write_points(path, store, name, metadata, movies, progress)
@@ -202,20 +150,29 @@ def _write(store: Store, name: str, metadata: Metadata, folder: Path, progress: 
         save_array(path / "histories/user_ids.npy", np.zeros(0, np.int64))
         save_array(path / "histories/offsets.npy", np.zeros(1, np.int64))
         save_array(path / "histories/movie_rows.npy", np.zeros(0, np.int32))
-        config = {"restored_from": name, "debias": metadata.debias, "origin": metadata.origin}
+        told = {key: getattr(metadata, key) for key in ("debias", "origin", "measured_on")}
         manifest = describe_run(
             path,
             dataset={"n_users": 0, "n_movies": metadata.count, "n_ratings": n_ratings},
-            config={key: value for key, value in config.items() if value is not None},
+            config={"restored_from": name} | {key: value for key, value in told.items() if value is not None},
             embedding_dim=metadata.dim,
             tower=metadata.tower,
-            metrics={},
+            metrics=metadata.metrics or {},
             git_commit=None,
         )
         if manifest.fingerprint != metadata.fingerprint:
             raise _differs(name, metadata, f"gives the fingerprint {manifest.fingerprint[:12]}")
         seal_run(path, manifest)
-    return path
+    return runs_dir / path.name
+
+
+def rebuilt(store: Store, name: str, metadata: Metadata) -> Run:
+    """Return the run of a collection in a folder that goes with it; see rebuild. It may be debiased."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(scratch_folder(Path(tempfile.gettempdir())))
+        run = Run.load(rebuild(store, name, metadata, folder))
+        weakref.finalize(run, stack.pop_all().close)
+    return run
 
 
 def _movie_ids(store: Store, name: str) -> Ids:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from embedstore.errors import NotFoundError, RunError, StoreError, VerificationError
 from embedstore.runs.run import Run
-from embedstore.stores.base import Store
+from embedstore.stores.base import Note, Store
 from embedstore.stores.contract import (
     ANY_SPREAD,
     EXACT,
@@ -24,6 +27,7 @@ from embedstore.stores.contract import (
     valid_alias,
 )
 from embedstore.sync.compare import Difference, Progress, compare, everything
+from embedstore.sync.gates import Gate, GateResult, check_gates, measures_of
 from embedstore.sync.verify import check, check_recall, good, measure_recall, told_of, wrong_metadata
 
 __all__ = ["Progress", "SyncReport", "existing", "refuse_clash", "sync", "validate_run"]
@@ -39,7 +43,8 @@ _LADDER = (SearchIndex(32, 256), SearchIndex(48, 384), SearchIndex(64, 512))
 class SyncReport:
     """What a sync did. written and deleted count points; changes tells of the first, one sentence each.
 
-    state: created, resumed, repaired, rebuilt or unchanged.
+    state: created, resumed, repaired, rebuilt or unchanged. gates: what they said; none where the alias was
+    not to move.
     """
 
     collection: str
@@ -53,6 +58,7 @@ class SyncReport:
     previous: str | None  # the collection that alias named before
     recall: dict[str, Any] | None
     changes: Sequence[str] = field(default_factory=tuple)
+    gates: Sequence[GateResult] = ()
 
 
 def sync(
@@ -61,6 +67,9 @@ def sync(
     *,
     alias: str = "movies",
     promote: bool = True,
+    gates: Sequence[Gate] = (),
+    why: str = "",
+    runs_dir: Path | None = None,
     spread: Spread = ANY_SPREAD,
     progress: Progress | None = None,
 ) -> SyncReport:
@@ -70,6 +79,10 @@ def sync(
     an interrupted one carries on where it stopped. The alias moves last and in one step:
     readers see the old run or the new run, never a mixture. Does not delete older collections.
     spread is that of a new collection on a cluster.
+
+    Where the alias would move, gates are asked first, see check_gates (runs_dir is for them): where one
+    fails, the alias stays, and the collection, sealed, is there to be promoted. What they said is noted with
+    the flip, and why.
 
     Raises RunError where the run is damaged, StoreError where a collection of this name was made
     from other content or the disk lacks the room, StoreLockedError where another process writes,
@@ -98,7 +111,13 @@ def sync(
         if wrong and state == "unchanged":
             state = "repaired"
         previous = store.aliases().get(alias)
-        promoted = promote and store.promote(alias, name)
+        results: list[GateResult] = []
+        if promote and previous != name:
+            results = check_gates(gates, run, store, alias=alias, runs_dir=runs_dir)
+        promoted = promote and all(result.passed for result in results)
+        if promoted:  # on a server, another machine may have moved the alias while the gates were asked
+            note = Note(why=why, gates=[result.to_dict() for result in results])
+            promoted = store.promote(alias, name, note)
     return SyncReport(
         collection=name,
         run_id=run.run_id,
@@ -111,6 +130,7 @@ def sync(
         previous=previous,
         recall=None if recall is None else dict(recall),
         changes=(*wrong, *(() if difference is None else difference.reasons)),
+        gates=tuple(results),
     )
 
 
@@ -246,6 +266,7 @@ def _apply(
 def _metadata(run: Run) -> Metadata:
     from embedstore import __version__
 
+    metrics, measured_on = measures_of(run)
     return Metadata(
         state="building",
         run_id=run.run_id,
@@ -257,4 +278,7 @@ def _metadata(run: Run) -> Metadata:
         heartbeat=now(),
         tool_version=__version__,
         debias=run.manifest.debias,
+        origin=run.manifest.config.get("origin") or f"{socket.gethostname()}:{run.path}",
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},  # JSON has no NaN
+        measured_on=measured_on,
     )

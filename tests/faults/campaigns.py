@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from tests.faults import kills
 from tests.faults.fuzz import mutated_runs
 from tests.faults.report import Campaign
 
 __all__ = ["CAMPAIGNS"]
 
-CAMPAIGNS = [
+CAMPAIGNS: list[Campaign] = [
+    Campaign("kills", kills.of_commands, full=700, normal=60),
+    Campaign("kills-server", kills.of_commands_on_a_server, full=300, normal=14, server=True),
     Campaign("strangers", mutated_runs, full=10_000, normal=200),
 ]

@@ -328,7 +328,7 @@ def _header(run: Path, rng: random.Random) -> str:
     old, new = rng.choice([pair for pair in HEADERS if pair[0] in content[:128]] or [(b"x", b"y")])
     header, body = content[:128].replace(old, new, 1), content[128:]
     if rng.random() < 0.5:
-        header = header[:8] + struct.pack("<H", len(header) - 10) + header[10:]
+        header = header[:8] + struct.pack("<H", max(0, len(header) - 10)) + header[10:]
     elif rng.random() < 0.3:
         header = header[:8] + struct.pack("<H", rng.randrange(1 << 16)) + header[10:]
     (run / name).write_bytes(header + body)
@@ -416,6 +416,8 @@ def _foreign(run: Path, rng: random.Random) -> str:
 def _names(run: Path, rng: random.Random) -> str:
     """The manifest names a file elsewhere."""
     path = run / MANIFEST
+    if path.is_symlink():
+        return "nothing"
     try:
         manifest = json.loads(path.read_bytes())
         name = rng.choice(sorted(manifest["files"]))
@@ -442,6 +444,8 @@ def _names(run: Path, rng: random.Random) -> str:
 def _redigest(run: Path, *, but: bool = False) -> None:
     """Write the digests of the files, as they are now, into the manifest, unless it was itself changed."""
     path = run / MANIFEST
+    if path.is_symlink():  # to a device, say
+        return
     try:
         manifest = json.loads(path.read_bytes())
         for name, entry in manifest["files"].items():

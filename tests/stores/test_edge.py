@@ -16,6 +16,7 @@ from embedstore.errors import EmbedstoreError, NotFoundError, StoreError, StoreL
 from embedstore.runs.run import Run
 from embedstore.stores.base import open_store
 from embedstore.sync import promote_run, sync
+from embedstore.sync.doctor import doctor
 from tests.builders import tiny_run
 
 Usage = namedtuple("Usage", "total used free")
@@ -102,6 +103,17 @@ def test_advice_about_a_damaged_alias_works(folder: Path, run: Run) -> None:
             assert sync(run, store).state == "unchanged"
 
 
+def test_a_history_that_is_none_takes_no_alias_down(folder: Path, run: Run) -> None:
+    path = folder / "aliases" / "movies.json"
+    good = json.loads(path.read_text())
+    for odd in (None, 3, "x", {}, [3, None, {"collection": 5}]):
+        path.write_text(json.dumps({**good, "promotions": odd}))
+        with open_store(folder) as store:
+            assert store.live("movies").collection == good["collection"]
+            assert [flip.at for flip in store.promotions("movies")] == [""]
+            assert sync(run, store).state == "unchanged"
+
+
 @pytest.mark.parametrize("file", ["lock", "aliases/movies.json"])
 def test_a_folder_in_place_of_a_file_is_named_with_what_to_do(folder: Path, run: Run, file: str) -> None:
     (folder / file).unlink(missing_ok=True)
@@ -109,6 +121,7 @@ def test_a_folder_in_place_of_a_file_is_named_with_what_to_do(folder: Path, run:
     with open_store(folder) as store:
         with pytest.raises(StoreError, match=f"{file}: Is a directory; something else is in its place, move"):
             sync(run, store)
+        assert {finding.level for finding in doctor(store, [run.run_id])} > {"problem"}
         (folder / file).rename(folder / "away")
         assert sync(run, store).state == "unchanged"
 

@@ -339,6 +339,7 @@ def test_vectors_of_an_unknown_movie(store: Store, run: Run) -> None:
     assert np.array_equal(store.vectors_of(NAME, [3, 1]), run.movie_vectors[[2, 0]])
     with pytest.raises(NotFoundError, match="movie 99"):
         store.vectors_of(NAME, [3, 99])
+    assert store.vectors_of(NAME, []).shape == (0, 4)
 
 
 def test_payload_indexes_are_those_of_the_contract(store: Store, run: Run) -> None:

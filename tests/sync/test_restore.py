@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,7 +81,8 @@ def test_a_restored_run_is_the_original_byte_by_byte(tmp_path: Path, store: Stor
     for name in FILES:
         assert (restored.path / name).read_bytes() == (run.path / name).read_bytes(), name
     assert restored.fingerprint == run.fingerprint
-    assert restored.manifest.config == {"restored_from": collection_name("movies", run.run_id)}
+    origin = f"{socket.gethostname()}:{run.path}"
+    assert restored.manifest.config == {"restored_from": report.collection, "origin": origin}
     assert restored.manifest.dataset["n_ratings"] == 3 * len(IDS[kind])
     assert len(restored.users) == 0
     assert {path.name for path in restored.path.iterdir()} == {*FILES, "histories", "manifest.json"}

@@ -1,0 +1,42 @@
+"""--gate: what has to hold before an alias moves, as sync, promote and watch take it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedstore.cli.output import escape
+from embedstore.errors import VerificationError
+
+if TYPE_CHECKING:
+    from embedstore.sync import GateResult
+
+__all__ = ["gate_options", "print_gates", "refuse_failed"]
+
+
+def gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --gate, repeatable, as gates; sync.gates.parse_gate reads one."""
+    return click.option(
+        "--gate",
+        "gates",
+        multiple=True,
+        metavar="TEXT",
+        help="What must hold before the alias moves: ndcg@100>=0.98*live, overlap@10>=0.3; repeatable.",
+    )(command)
+
+
+def print_gates(results: Sequence[GateResult]) -> None:
+    """Print a line for every gate."""
+    for result in results:
+        click.echo(f"gate {result.gate} {'passed' if result.passed else 'failed'}: {escape(result.text)}")
+
+
+def refuse_failed(results: Sequence[GateResult], *, alias: str, before: str | None, reference: str) -> None:
+    """Raise VerificationError where a gate failed, and alias stays on before."""
+    if failed := [repr(result.gate) for result in results if not result.passed]:
+        raise VerificationError(
+            f"gate{'s' * (len(failed) > 1)} {', '.join(failed)} failed, so alias {alias} stays on "
+            f"{before or 'nothing'}; to serve the run all the same: `embedstore promote {reference}`"
+        )

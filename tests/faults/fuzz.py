@@ -279,6 +279,8 @@ def _json(run: Path, rng: random.Random) -> str:
         [*_files(run, ".json"), *_files(run, ".jsonl"), f"../{RUN_ID}.evaluation.json", MANIFEST]
     )
     path = run / name
+    if path.is_symlink() or not path.is_file():
+        return "nothing"
     try:
         text = path.read_text()
         lines = [json.loads(line) for line in (text.splitlines() if name.endswith("l") else [text])]
@@ -416,7 +418,7 @@ def _foreign(run: Path, rng: random.Random) -> str:
 def _names(run: Path, rng: random.Random) -> str:
     """The manifest names a file elsewhere."""
     path = run / MANIFEST
-    if path.is_symlink():
+    if path.is_symlink() or not path.is_file():
         return "nothing"
     try:
         manifest = json.loads(path.read_bytes())
@@ -444,7 +446,7 @@ def _names(run: Path, rng: random.Random) -> str:
 def _redigest(run: Path, *, but: bool = False) -> None:
     """Write the digests of the files, as they are now, into the manifest, unless it was itself changed."""
     path = run / MANIFEST
-    if path.is_symlink():  # to a device, say
+    if path.is_symlink() or not path.is_file():  # a device, a pipe
         return
     try:
         manifest = json.loads(path.read_bytes())

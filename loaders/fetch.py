@@ -18,6 +18,7 @@ from embedstore.runs.programs import run_program
 __all__ = ["PUBLISHED", "Progress", "Published", "fetch", "is_fetched"]
 
 OFFICIAL = "https://files.grouplens.org/datasets/movielens"
+LARGEST = 4 << 30  # bytes of a file in an archive, several times those of ml-32m
 TIMEOUT = 5.0  # seconds, to connect and between two pieces
 ATTEMPTS = 2
 STALE = 3600  # seconds after which the folder of a killed fetch is removed
@@ -206,6 +207,8 @@ def _extract(archive: Path, files: Sequence[str], folder: Path) -> None:
                 wanted = any(inside.match(pattern) for pattern in files)
                 if entry.is_dir() or not wanted or "__MACOSX" in inside.parts:
                     continue
+                if entry.file_size > LARGEST:  # no more than that is ever read of it
+                    raise DataError(f"{archive.name} holds {inside.name} of {entry.file_size:,} bytes")
                 with opened.open(entry) as source, open(folder / inside.name, "wb") as copy:
                     shutil.copyfileobj(source, copy, 1 << 20)
     except (zipfile.BadZipFile, EOFError) as error:

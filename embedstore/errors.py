@@ -6,6 +6,7 @@ EmbedstoreError                 exit code 1: the world is not as it should be
 ├── RunError                    1: a run folder that is unfinished, damaged or of a newer schema
 ├── NotFoundError               3: a user, movie, run, alias or collection that is not there
 ├── StoreError                  1: a store that refuses, is damaged or of a newer version
+│   ├── StoreDamagedError       1: what a store notes about a collection or an alias cannot be read
 │   ├── StoreLockedError        1: another writer holds the store
 │   └── StoreUnreachableError   5: no answer
 └── VerificationError           4: what was read back is not what was written; a gate that failed
@@ -19,6 +20,7 @@ __all__ = [
     "EmbedstoreError",
     "NotFoundError",
     "RunError",
+    "StoreDamagedError",
     "StoreError",
     "StoreLockedError",
     "StoreUnreachableError",
@@ -55,6 +57,10 @@ class NotFoundError(EmbedstoreError):
 
 class StoreError(EmbedstoreError):
     """The store refuses, is damaged or was made by a newer version."""
+
+
+class StoreDamagedError(StoreError):
+    """What the store notes about a collection or an alias cannot be read; its writer makes it anew."""
 
 
 class StoreLockedError(StoreError):

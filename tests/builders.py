@@ -12,7 +12,7 @@ import numpy as np
 
 from embedstore.data.dataset import Dataset, Movie, RatingColumns
 from embedstore.data.features import MovieId, Vocabulary
-from embedstore.runs.manifest import MANIFEST, digest_of
+from embedstore.runs.manifest import MANIFEST, digest_of, with_digest
 from embedstore.runs.run import Run
 from embedstore.runs.tower import AdditiveTower, DenseTower, TowerInput, TowerLayer
 from embedstore.runs.writer import rated_movies, write_run
@@ -115,7 +115,14 @@ def with_value(run: Run, name: str, at: tuple[int, ...], value: float) -> Run:
     array = np.load(path)
     array[at] = value
     np.save(path, array)
-    content = json.loads(manifest.read_text(encoding="utf-8"))
-    content["files"][name]["sha256"] = digest_of(path)
-    manifest.write_text(json.dumps(content), encoding="utf-8")
+    files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    files[name]["sha256"] = digest_of(path)
+    edit_json(manifest, files=files)
     return Run.load(run.path)
+
+
+def edit_json(path: Path, **change: object) -> None:
+    """Change fields of a JSON file with a digest, and the digest with them, as if it was written so."""
+    content = json.loads(path.read_text(encoding="utf-8")) | change
+    content.pop("digest", None)
+    path.write_bytes(with_digest(json.dumps(content, indent=1)))

@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +27,8 @@ __all__ = [
     "GrpcServer",
     "HttpServer",
     "answer",
+    "break_off",
+    "drip",
     "everything_about",
     "forward",
     "half_a_body",
@@ -113,9 +115,15 @@ HTML = "<!doctype html><title>Portal</title><h1>Sign in</h1>"
 
 def reset(handler: BaseHTTPRequestHandler) -> None:
     """Break the connection off, as a crash or a firewall does."""
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    handler.connection.close()
+    break_off(handler.connection)
     handler.close_connection = True
+
+
+def break_off(connection: socket.socket) -> None:
+    """Close a connection by RST."""
+    with suppress(OSError):  # closed already
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
 
 
 def half_a_body(handler: BaseHTTPRequestHandler) -> None:
@@ -124,6 +132,15 @@ def half_a_body(handler: BaseHTTPRequestHandler) -> None:
     handler.send_header("content-length", "100")
     handler.end_headers()
     handler.wfile.write(b'{"result":')
+    handler.close_connection = True
+
+
+def drip(handler: Any) -> None:
+    """Promise 100 bytes and send one now and then."""
+    answer(content=b"", content_length="100")(handler)
+    with suppress(OSError):  # the client waits no longer
+        while not handler.server.closing.wait(0.03):
+            handler.wfile.write(b" ")
     handler.close_connection = True
 
 

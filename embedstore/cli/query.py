@@ -136,14 +136,21 @@ def query(
     """
     from embedstore.query.filters import parse_filters
     from embedstore.query.people import parse_history, read_people
-    from embedstore.query.recommend import recommend, recommend_batch
+    from embedstore.query.recommend import ask_live, recommend, recommend_batch
     from embedstore.query.resolve import resolve
 
     _exactly_one(user=user, history=history, history_file=history_file, users_file=users_file)
     conditions = parse_filters(filters)
     # Not closed: the engine would sync every file of the shard, 15 ms for nothing; the process ends here.
     store = open_store_at(store_location)
-    run, collection = resolve(store, runs_dir, reference, alias=alias, restored=say)
+
+    def look() -> tuple[Run, str]:
+        return resolve(store, runs_dir, reference, alias=alias, restored=say)
+
+    def ask(run: Run, collection: str) -> tuple[Run, Answer]:
+        return run, recommend(run, store, collection=collection, **who, **options)
+
+    run, collection = look()
     options: dict[str, Any] = {
         "k": k,
         "filters": conditions,
@@ -151,17 +158,17 @@ def query(
         "include_seen": include_seen,
         "diverse": diverse,
         "explain": explain,
-        "collection": collection,
     }
     if users_file is not None:
         format_of(output, as_csv=as_csv)
         people = read_people(users_file, run, skip=skipping(skip_unknown))
-        answers = recommend_batch(run, store, people, **options)
+        answers = recommend_batch(run, store, people, collection=collection, **options)
         records = (answer.to_dict() for answer in answers)
         write_records(_tracked(records, users_file), output, as_csv=as_csv, flatten=_movie_rows)
         return
     person = _person(run, user, history, history_file)
-    answer = recommend(run, store, user_id=person.user_id, history=person.history, **options)
+    who: dict[str, Any] = {"user_id": person.user_id, "history": person.history}
+    run, answer = ask_live((run, collection), look, ask)
     if output is not None:
         write_records([answer.to_dict()], output, flatten=_movie_rows)
     elif as_json:

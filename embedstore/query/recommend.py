@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import Bags, MovieId, Rows
-from embedstore.errors import NotFoundError, RunError, StoreError, UsageError
+from embedstore.errors import NotFoundError, RunError, StoreError, StoreUnreachableError, UsageError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Hit, Store
 from embedstore.stores.contract import collection_name
@@ -24,6 +24,7 @@ __all__ = [
     "Embedding",
     "Person",
     "Recommendation",
+    "ask_live",
     "embed",
     "embed_batch",
     "known_rows",
@@ -219,6 +220,24 @@ def live_collection(store: Store, alias: str, back: int = 0) -> tuple[str, str]:
             return collection, store.metadata(collection).reference
         except NotFoundError:  # deleted since, where the alias has moved on
             if store.live(alias, back).collection == collection:
+                raise
+
+
+def ask_live(found: tuple[Run, str], look: Callable[[], tuple[Run, str]], ask: Callable[[Run, str], T]) -> T:
+    """Return ask(run, collection) for found, which look returned: the run and the collection that are live.
+
+    Where the alias moved since, and the collection was deleted or is that of another run, for what look
+    returns by then: who looked at the alias a moment before is answered by the new run. Raises what ask
+    raises where look returns the same again.
+    """
+    while True:
+        try:
+            return ask(*found)
+        except StoreUnreachableError:
+            raise
+        except (NotFoundError, StoreError):
+            (run, collection), found = found, look()
+            if (found[0].reference, found[1]) == (run.reference, collection):
                 raise
 
 

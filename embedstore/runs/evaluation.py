@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from embedstore.errors import RunError
-from embedstore.runs.files import read_json
-from embedstore.runs.manifest import replace_file
+from embedstore.runs.files import parse_json, read_small
+from embedstore.runs.manifest import damage_of, replace_file, with_digest
 
 __all__ = ["SCHEMA_VERSION", "add_evaluation", "evaluation_path", "read_evaluation"]
 
 SCHEMA_VERSION = 1
+_FIELDS = ("schema_version", "run_id", "protocols")
 
 
 def evaluation_path(run_path: Path) -> Path:
@@ -28,7 +29,8 @@ def read_evaluation(run_path: Path) -> dict[str, dict[str, Any]]:
     """
     path = evaluation_path(run_path)
     try:
-        content = read_json(path.parent, path.name)
+        raw = read_small(path.parent, path.name)
+        content = parse_json(raw)
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -49,6 +51,8 @@ def read_evaluation(run_path: Path) -> dict[str, dict[str, Any]]:
             f"{path} has schema {content.get('schema_version')}, this embedstore reads {SCHEMA_VERSION}; "
             "upgrade embedstore, or remove it and evaluate the run again"
         )
+    if (damage := damage_of(raw, content, _FIELDS)) is not None:
+        raise RunError(f"{path} {damage}; remove it and evaluate the run again")
     return protocols
 
 
@@ -66,7 +70,7 @@ def add_evaluation(run_path: Path, entries: Mapping[str, Mapping[str, Any]]) -> 
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:
-        replace_file(path, text.encode())
+        replace_file(path, with_digest(text))
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
     return path

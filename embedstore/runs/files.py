@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["json_in", "map_array", "open_file", "read_json"]
+__all__ = ["content_of", "map_array", "open_file", "parse_json", "read_small"]
 
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-_LARGEST_JSON = 4 << 20
+_LARGEST = 4 << 20  # bytes of a file that is read whole
 _MOST_VALUES = 100_000  # an empty list takes 3 bytes of the file and 64 of memory
 _DEEPEST = 32
 # What NumPy writes of an array in C order, of the types that a run has.
@@ -55,22 +55,26 @@ def open_file(folder: Path, name: str) -> FileIO:
     return file
 
 
-def read_json(folder: Path, name: str) -> Any:
-    """Return what a JSON file in folder holds. Raises what open_file and json_in do."""
+def read_small(folder: Path, name: str) -> bytes:
+    """Return the content of a file in folder. Raises what open_file and content_of do."""
     with open_file(folder, name) as file:
-        return json_in(file)
+        return content_of(file)
 
 
-def json_in(file: FileIO) -> Any:
-    """Return what an open JSON file holds: what every command can also print.
-
-    Raises ValueError where it is no JSON, has more than 4 MB, 100,000 values or 32 levels, a number that is
-    not finite, or half a character (a lone surrogate).
-    """
+def content_of(file: FileIO) -> bytes:
+    """Return the content of an open file. Raises ValueError where it has more than 4 MB."""
     size = os.fstat(file.fileno()).st_size
-    if size > _LARGEST_JSON:
-        raise ValueError(f"more than {_LARGEST_JSON:,} bytes")
-    text = file.read(size)
+    if size > _LARGEST:
+        raise ValueError(f"more than {_LARGEST:,} bytes")
+    return file.read(size)
+
+
+def parse_json(text: bytes) -> Any:
+    """Return the value of a JSON text, which every command can print.
+
+    Raises ValueError where it is no JSON, has more than 100,000 values or 32 levels, a number that is not
+    finite, or half a character (a lone surrogate).
+    """
     if text.count(b",") + text.count(b"[") + text.count(b"{") > _MOST_VALUES:
         raise ValueError(f"more than {_MOST_VALUES:,} values")
     try:

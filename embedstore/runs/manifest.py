@@ -5,27 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from embedstore.errors import RunError
-from embedstore.runs.files import read_json
+from embedstore.runs.files import parse_json, read_small
 
 __all__ = [
     "MANIFEST",
     "SCHEMA_VERSION",
     "Manifest",
+    "damage_of",
     "digest_of",
     "read_manifest",
     "reference_of",
     "replace_file",
     "sync_path",
+    "with_digest",
 ]
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+_DIGEST = b',\n "digest": "'
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def read_manifest(run_path: Path) -> Manifest:
     """
     path = run_path / MANIFEST
     try:
-        content = read_json(run_path, MANIFEST)
+        raw = read_small(run_path, MANIFEST)
+        content = parse_json(raw)
     except FileNotFoundError:
         raise RunError(
             f"run {run_path.name} has no {MANIFEST}: its training did not finish; "
@@ -99,6 +103,9 @@ def read_manifest(run_path: Path) -> Manifest:
             f"run {run_path.name} has schema {content['schema_version']}, this embedstore reads up to "
             f"{SCHEMA_VERSION}; upgrade embedstore"
         )
+    damage = damage_of(raw, content, Manifest.__dataclass_fields__)
+    if damage is not None:
+        raise RunError(f"{path} {damage}; the run is damaged, restore or remove it")
     known = {key: content[key] for key in Manifest.__dataclass_fields__ if key in content}
     missing = [key for key in Manifest.__dataclass_fields__ if key not in content]
     if missing:
@@ -152,6 +159,25 @@ def _check(manifest: Any, path: Path) -> None:
 def reference_of(run_id: str, debias: float | None) -> str:
     """Return what names a run, or the run with vectors scaled by norm^-debias."""
     return run_id if debias is None else f"{run_id}_debias{debias:.2f}"
+
+
+def with_digest(text: str) -> bytes:
+    """Return an object that json.dumps(indent=1) wrote, with a last field, digest: the sha256 of the rest."""
+    body = text.encode().removesuffix(b"\n").removesuffix(b"\n}")
+    return body + _DIGEST + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
+
+
+def damage_of(raw: bytes, content: Mapping[str, Any], fields: Iterable[str]) -> str | None:
+    """Return how raw, a file of with_digest that holds content, was changed; None where it was not.
+
+    A file without digest is one of an older version, which wrote no other than fields.
+    """
+    body, found, end = raw.rpartition(_DIGEST)
+    if found or "digest" in content:
+        right = end == hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
+        return None if right else "was changed after it was written (its digest does not fit)"
+    unknown = sorted(content.keys() - set(fields))
+    return f"was changed after it was written (it has the field {unknown[0]!r})" if unknown else None
 
 
 def digest_of(path: Path) -> str:

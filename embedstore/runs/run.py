@@ -20,7 +20,7 @@ import numpy.typing as npt
 from embedstore.data.dataset import Movie
 from embedstore.data.features import Ids, MovieId, Rows, Vocabulary
 from embedstore.errors import NotFoundError, RunError
-from embedstore.runs.files import json_in, map_array, open_file
+from embedstore.runs.files import content_of, map_array, open_file, parse_json
 from embedstore.runs.manifest import Manifest, read_manifest
 from embedstore.runs.tower import (
     AdditiveTower,
@@ -280,7 +280,7 @@ class Run:
         name = "tower.json"
         try:
             with self._open(name) as file:
-                spec = json_in(file)
+                spec = parse_json(content_of(file))
             inputs = spec["inputs"]
             layers = spec["layers"]
             labels = spec.get("labels", {})

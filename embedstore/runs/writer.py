@@ -18,7 +18,7 @@ import numpy.typing as npt
 from embedstore.data.dataset import Dataset
 from embedstore.data.features import Ids, MovieId, Rows
 from embedstore.errors import RunError
-from embedstore.runs.manifest import MANIFEST, Manifest, digest_of, replace_file, sync_path
+from embedstore.runs.manifest import MANIFEST, Manifest, digest_of, replace_file, sync_path, with_digest
 from embedstore.runs.programs import git
 from embedstore.runs.scratch import scratch_folder
 from embedstore.runs.tower import AdditiveTower, DenseTower
@@ -148,7 +148,7 @@ def seal_run(path: Path, manifest: Manifest) -> None:
     """Write the manifest, the last file of a run."""
     sync_path(path / "histories")
     sync_path(path)
-    replace_file(path / MANIFEST, manifest.to_json().encode())
+    replace_file(path / MANIFEST, with_digest(manifest.to_json()))
 
 
 def ids_of(values: Sequence[MovieId]) -> Ids:

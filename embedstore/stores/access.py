@@ -14,7 +14,7 @@ from embedstore.errors import NotFoundError, StoreError, StoreUnreachableError, 
 from embedstore.runs.programs import git
 from embedstore.stores.connection import NO_KEY, Connection, Secret, endpoints_of
 from embedstore.stores.contract import valid_alias
-from embedstore.stores.rest import RestClient
+from embedstore.stores.rest import RestClient, anything
 
 __all__ = ["check_token", "ignored_by_git", "lifetime_of", "read_token", "write_keys"]
 
@@ -112,7 +112,7 @@ def check_token(token: Secret, alias: str, location: str, connection: Connection
 def _reads(alias: str, location: str, connection: Connection) -> bool:
     with closing(RestClient(endpoints_of(location, connection), connection)) as rest:
         try:
-            rest.get(f"/collections/{alias}")
+            rest.get(f"/collections/{alias}", anything)
         except StoreUnreachableError:
             raise
         except StoreError:

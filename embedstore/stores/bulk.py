@@ -19,11 +19,18 @@ import numpy.typing as npt
 from embedstore.errors import StoreError, StoreUnreachableError
 from embedstore.stores.connection import Connection, Endpoint
 from embedstore.stores.contract import HISTORY_VECTOR, CollectionSpec, PointBatch
-from embedstore.stores.rest import NoAnswerError, Nodes, persistently, refusal, seconds_of
+from embedstore.stores.rest import (
+    WRITING_SECONDS,
+    NoAnswerError,
+    Nodes,
+    persistently,
+    refusal,
+    seconds_of,
+)
 
 __all__ = ["GrpcBulk"]
 
-_SECONDS = 60.0
+_SECONDS = WRITING_SECONDS / 3
 _PROBE_SECONDS = 2.0
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -143,7 +150,7 @@ class GrpcBulk:
                 problem = self._meaning_of(error, node.endpoint)
             raise problem  # without the error as its context, in whose frames the key is
 
-        return persistently(lambda: self._nodes.ask(send))
+        return persistently(lambda: self._nodes.ask(send), WRITING_SECONDS)
 
     def _credentials(self) -> Sequence[tuple[str, str]]:
         key = self._connection.api_key

@@ -2,7 +2,8 @@
 
     store/  embedstore.json                 {"schema", "engine"}
             lock                            flock'ed by the one writer
-            collections/<name>/             collection.json, and the shard in the folder that it names
+            collections/<name>/             collection.json, and the shard in the folder that it names;
+                                            checked.json, see below
             aliases/<alias>.json            {"schema", "collection", "promotions"}
 
 A *generation* is one shard folder. collection.json names the generation that readers open and,
@@ -14,6 +15,10 @@ a kill, but compared point by point by sync, and sealing makes it durable.
 Edge replaces edge_config.json whenever a shard is loaded and segment.json whenever one is closed, by
 readers too. So the first is not part of the seal (collection.json holds a copy, to mend it), and of
 the second the content counts, not the bytes.
+
+A shard is opened for searches only where every file has the sha256 that was sealed. What is larger than
+_READ_EACH_TIME is read in full once; checked.json keeps its inode, size and times, and as long as these
+stay it is not read again. collection.json and the aliases carry a digest of their own.
 """
 
 from __future__ import annotations
@@ -41,9 +46,9 @@ import numpy.typing as npt
 import qdrant_edge as edge
 
 from embedstore.data.features import MovieId
-from embedstore.errors import NotFoundError, StoreError, StoreLockedError, UsageError
-from embedstore.runs.files import open_file, read_json
-from embedstore.runs.manifest import digest_of, replace_file, sync_path
+from embedstore.errors import NotFoundError, StoreDamagedError, StoreError, StoreLockedError, UsageError
+from embedstore.runs.files import open_file, parse_json, read_small
+from embedstore.runs.manifest import damage_of, digest_of, replace_file, sync_path, with_digest
 from embedstore.runs.programs import run_program
 from embedstore.runs.scratch import scratch_folder
 from embedstore.stores.base import NO_FILTERS, Filters, Hit, Note, Promotion, Query, Store, moment_after
@@ -69,8 +74,11 @@ STORE_SCHEMA = 1
 _STORE_FILE = "embedstore.json"
 _STORE_CONTENT = '{"schema": 1, "engine": "qdrant-edge"}'
 _RECORD = "collection.json"
-_REBUILD = "delete the folder and sync the run again"
-_OPENING = "opening"
+_CHECKED = "checked.json"
+_RECORD_FIELDS = ("schema", "metadata", "generation", "files", "edge_config")
+_ALIAS_FIELDS = ("schema", "collection", "promotions")
+_SYNC_AGAIN = "run `embedstore sync` with its run again"
+_PROMOTE_AGAIN = "promote a run again"
 _EDGE_CONFIG = "edge_config.json"
 _SEGMENT = "segment.json"
 _EDGE_UNFINISHED = ".atomicwrite"
@@ -79,6 +87,7 @@ _PROMOTIONS_KEPT = 100
 _BATCH_QUERIES = 64
 _BLOCK = 1 << 20
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+_READ_EACH_TIME = 1 << 20  # bytes: Edge touches the smaller files whenever it opens or closes a shard
 _LOADING_SECONDS = 5
 _IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 _INDEX_TYPES = {"keyword": edge.PayloadSchemaType.Keyword, "integer": edge.PayloadSchemaType.Integer}
@@ -88,10 +97,6 @@ _EXACT = edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10000)
 # indexes per point, then the first pages of all files.
 _POINT_BYTES = 1000
 _SHARD_BYTES = 4 << 20
-
-
-class _DamagedError(StoreError):
-    """A small file of the store does not hold what it should."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class _Record:
             "files": self.files,
             "edge_config": self.edge_config,
         }
-        return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+        return with_digest(json.dumps(content, indent=1, sort_keys=True))
 
 
 @dataclass
@@ -129,6 +134,7 @@ class _Writing:
 class _Reading:
     generation: str
     shard: edge.EdgeShard
+    whole: bool  # every file is as it was sealed
     copy: ExitStack  # removes the copy that the shard was loaded from, if any
 
     def close(self) -> None:
@@ -187,8 +193,9 @@ class EdgeStore(Store):
                 )
             if name in self.aliases():
                 raise StoreError(f"collection {name!r} has the name of an alias; choose another alias")
-            if self.exists(name) and self._record(name).sealed:
-                raise StoreError(f"collection {name!r} exists and is sealed; use revise to change it")
+            with suppress(NotFoundError, StoreDamagedError):
+                if self._record(name).sealed:
+                    raise StoreError(f"collection {name!r} exists and is sealed; use revise to change it")
             self._abandon(name)
             self._require_room(_expected_bytes(metadata.count, spec))
             folder = self.path / "collections" / name
@@ -226,11 +233,11 @@ class EdgeStore(Store):
                 shard = _create_shard(folder / generation, record.metadata.spec)
             else:
                 source = folder / record.generation
-                self._check_files(name, record)
+                self._check_sizes(name, record)
                 self._require_room(_allocated(source) + _SHARD_BYTES)
                 _copy_tree(source, folder / generation)
                 if not self.intact(name):
-                    _try_to_load(name, folder / generation, record.metadata.count)
+                    _try_to_load(name, folder / generation, record)
                 shard = _load_shard(folder / generation, record)
                 _reindex(shard)
             self._writing[name] = _Writing(generation, shard)
@@ -267,7 +274,7 @@ class EdgeStore(Store):
     def scroll(self, name: str, *, vectors: bool = True, limit: int = 1000) -> Iterator[PointBatch]:
         from concurrent.futures import ThreadPoolExecutor
 
-        shard = self._any_shard(name)
+        shard = self._any_shard(name, doubtful=True)
         spec = self._record(name).metadata.spec
 
         def page(offset: Any) -> tuple[Any, Any]:
@@ -283,12 +290,12 @@ class EdgeStore(Store):
                 records, offset = ([], None) if coming is None else coming.result()
 
     def count(self, name: str, *, filters: Filters = NO_FILTERS) -> int:
-        shard = self._any_shard(name)
+        shard = self._any_shard(name, doubtful=True)
         with _engine(f"collection {name!r} cannot be read"):
             return int(shard.count(edge.CountRequest(exact=True, filter=_filter_of(filters, ()))))
 
     def indexes(self, name: str) -> dict[str, str]:
-        shard = self._any_shard(name)
+        shard = self._any_shard(name, doubtful=True)
         with _engine(f"collection {name!r} cannot be read"):
             schema = shard.info().payload_schema
         return {key: str(info.data_type).rsplit(".")[-1].lower() for key, info in sorted(schema.items())}
@@ -302,7 +309,7 @@ class EdgeStore(Store):
             sizes = {key: path.stat().st_size for key, path in _files(folder)}
             if sizes != {key: entry["bytes"] for key, entry in record.files.items()}:
                 return False
-            digests = _digests(folder)
+            digests = _digests(dict(_files(folder)))
         except OSError:
             return False
         return digests == {key: entry["sha256"] for key, entry in record.files.items()}
@@ -326,13 +333,16 @@ class EdgeStore(Store):
             _sync_tree(shard_folder)
             sizes = {key: path.stat().st_size for key, path in _files(shard_folder)}
             files = {
-                key: {"bytes": sizes[key], "sha256": digest} for key, digest in _digests(shard_folder).items()
+                key: {"bytes": sizes[key], "sha256": digest}
+                for key, digest in _digests(dict(_files(shard_folder))).items()
             }
             config = (shard_folder / _EDGE_CONFIG).read_text(encoding="utf-8")
             pinned = self._record(name).metadata.pinned
             sealed = replace(metadata, state="sealed", writer=None, pinned=pinned)
             sync_path(folder)
-            replace_file(folder / _RECORD, _Record(sealed, writing.generation, files, config).to_json())
+            record = _Record(sealed, writing.generation, files, config)
+            _keep_stamps(folder, record, {key: _stamp(path) for key, path in _files(shard_folder)})
+            replace_file(folder / _RECORD, record.to_json())
             _remove_other_generations(folder, writing.generation)
 
     def pin(self, name: str, pin: Mapping[str, Any] | None) -> None:
@@ -382,7 +392,7 @@ class EdgeStore(Store):
         with _disk(self.path):
             path.parent.mkdir(exist_ok=True)
             before: dict[str, Any] = {"collection": None}
-            with suppress(_DamagedError, FileNotFoundError):  # a flip mends it
+            with suppress(StoreDamagedError, FileNotFoundError):  # a flip mends it
                 before = _read_alias(path)
             if before["collection"] == name:
                 return False
@@ -395,7 +405,7 @@ class EdgeStore(Store):
                 "collection": name,
                 "promotions": [asdict(flip) for flip in flips[-_PROMOTIONS_KEPT:]],
             }
-            replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+            replace_file(path, with_digest(json.dumps(content, indent=1)))
             return True
 
     def promotions(self, alias: str) -> list[Promotion]:
@@ -546,13 +556,15 @@ class EdgeStore(Store):
             cached = self._records.get(name)
             if cached is not None and cached[0] == state:
                 return cached[1]
-            content = _read_json(self.path, f"collections/{name}/{_RECORD}", _REBUILD)
+            content = _read_json(self.path, f"collections/{name}/{_RECORD}", _SYNC_AGAIN, _RECORD_FIELDS)
         except (FileNotFoundError, NotADirectoryError):
             raise NotFoundError(
                 f"no collection {name!r} in store {self.path}; list them with `embedstore status`"
             ) from None
         except OSError as error:
-            raise StoreError(f"{path} cannot be read: {error.strerror}; mend that, or {_REBUILD}") from error
+            raise StoreError(
+                f"{path} cannot be read: {error.strerror}; mend that, or {_SYNC_AGAIN}"
+            ) from error
         try:
             record = _Record(
                 metadata=Metadata.from_dict(content["metadata"], name=name),
@@ -560,10 +572,11 @@ class EdgeStore(Store):
                 files=content["files"],
                 edge_config=content["edge_config"],
             )
+            config = content["edge_config"]
             usable = (
                 _NAME.fullmatch(record.generation)
                 and not (path.parent / record.generation).is_symlink()
-                and isinstance(content["edge_config"], str | None)
+                and (config is None or _is_config(parse_json(config.encode()), record.metadata.spec))
                 and all(
                     isinstance(entry["bytes"], int)
                     and isinstance(entry["sha256"], str)
@@ -571,20 +584,23 @@ class EdgeStore(Store):
                     for key, entry in record.files.items()
                 )
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"{path} is damaged ({error!r}); {_REBUILD}") from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise StoreDamagedError(f"{path} is damaged ({error!r}); {_SYNC_AGAIN}") from error
         if not usable:
-            raise StoreError(f"{path} is damaged; {_REBUILD}")
+            raise StoreDamagedError(f"{path} is damaged; {_SYNC_AGAIN}")
         self._records[name] = (state, record)
         return record
 
-    def _any_shard(self, name: str) -> edge.EdgeShard:
-        """Return the shard that is being written, else the sealed one; a building one needs the lock."""
+    def _any_shard(self, name: str, *, doubtful: bool = False) -> edge.EdgeShard:
+        """Return the shard that is being written, else the sealed one; a building one needs the lock.
+
+        doubtful: even where its files were changed, for who compares what is read.
+        """
         if name in self._writing:
             return self._writing[name].shard
         if self._lock_depth and not self._record(name).sealed:
             return self._writer_of(name).shard
-        return self._reader(name)
+        return self._reader(name, doubtful=doubtful)
 
     def _writer_of(self, name: str) -> _Writing:
         if name in self._writing:
@@ -593,14 +609,9 @@ class EdgeStore(Store):
         if record.sealed:
             raise StoreError(f"collection {name!r} is sealed; use revise to change it")
         folder = self.path / "collections" / name
-        marker = folder / _OPENING
-        if os.path.lexists(marker):
-            raise StoreError(f"collection {name!r} was left in a state that cannot be opened; build it anew")
-        # A shard that a power cut tore may bring the whole process down: the marker lets the next one know.
-        marker.touch()
+        _try_to_load(name, folder / record.generation, record)  # a kill or a power cut may have torn it
         shard = _load_shard(folder / record.generation, record)
         _reindex(shard)
-        marker.unlink()
         self._writing[name] = _Writing(record.generation, shard)
         return self._writing[name]
 
@@ -615,29 +626,35 @@ class EdgeStore(Store):
             with _engine(f"collection {name!r} cannot be written"):
                 writing.shard.update(operation)
 
-    def _reader(self, name: str) -> edge.EdgeShard:
-        """Return the sealed shard, opened once per generation."""
+    def _reader(self, name: str, *, doubtful: bool = False) -> edge.EdgeShard:
+        """Return the sealed shard, opened once per generation. doubtful: see _any_shard."""
         while True:
             record = self._record(name)
             if not record.sealed:
                 raise StoreError(f"collection {name!r} is not finished; run `embedstore sync` to finish it")
             known = self._reading.get(name)
-            if known is not None and known.generation == record.generation:
+            if known is not None and known.generation == record.generation and (known.whole or doubtful):
                 return known.shard
             try:
-                opened = self._open_sealed(name, record)
+                opened = self._open_sealed(name, record, doubtful=doubtful)
             except StoreError:
-                if self._record(name).generation != record.generation:
-                    continue  # a repair replaced the generation between reading the record and opening it
-                raise
+                if self._record(name).generation == record.generation:
+                    raise
+                continue  # a repair replaced the generation between reading the record and opening it
+            if self._record(name).generation != record.generation:
+                _close(opened.shard)  # and of what is being removed, Edge may have found only a part
+                continue
             if known is not None:
                 known.close()
             self._reading[name] = opened
             return opened.shard
 
-    def _open_sealed(self, name: str, record: _Record) -> _Reading:
-        self._check_files(name, record)
+    def _open_sealed(self, name: str, record: _Record, *, doubtful: bool) -> _Reading:
+        self._check_sizes(name, record)
         folder = self.path / "collections" / name / record.generation
+        changed = self._changed_file(name, record)
+        if changed is not None and not doubtful:
+            raise _damaged(name, f"{changed} does not have the sha256 that was sealed")
         config = folder / _EDGE_CONFIG
         with ExitStack() as copy:
             if not os.access(folder, os.W_OK) or (config.exists() and not os.access(config, os.W_OK)):
@@ -646,24 +663,35 @@ class EdgeStore(Store):
                     scratch = copy.enter_context(scratch_folder(home))
                     _copy_tree(folder, scratch / record.generation)
                 folder = scratch / record.generation
-            return _Reading(record.generation, _load_shard(folder, record), copy.pop_all())
+            if changed is not None:
+                _try_to_load(name, folder, record)
+            return _Reading(record.generation, _load_shard(folder, record), changed is None, copy.pop_all())
 
-    def _check_files(self, name: str, record: _Record) -> None:
+    def _check_sizes(self, name: str, record: _Record) -> None:
         """Raise StoreError where a file is missing or too short: opening it could end the process."""
         folder = self.path / "collections" / name / record.generation
         for key, entry in record.files.items():
             try:
                 size = (folder / key).lstat().st_size
             except OSError as error:
-                raise StoreError(
-                    f"collection {name!r} is damaged: {key}: {error.strerror}; "
-                    "repair it with `embedstore sync`"
-                ) from error
+                raise _damaged(name, f"{key}: {error.strerror}") from error
             if size < entry["bytes"]:  # a file that grew was written to by other hands, and opens
-                raise StoreError(
-                    f"collection {name!r} is damaged: {key} has {size} bytes, expected {entry['bytes']}; "
-                    "repair it with `embedstore sync`"
-                )
+                raise _damaged(name, f"{key} has {size} bytes, expected {entry['bytes']}")
+
+    def _changed_file(self, name: str, record: _Record) -> str | None:
+        """Return a file of a sealed shard that is not as it was sealed, None where all are."""
+        folder = self.path / "collections" / name
+        known = _stamps(folder, record)
+        with _disk(folder):
+            paths = {key: folder / record.generation / key for key in record.files}
+            stamps = {key: _stamp(path) for key, path in paths.items()}
+            unread = [key for key in paths if known.get(key) != stamps[key]]
+            digests = _digests({key: paths[key] for key in unread})
+        changed = next((key for key in unread if digests[key] != record.files[key]["sha256"]), None)
+        if changed is None and any(_is_large(stamps[key]) for key in unread):
+            with suppress(OSError):  # a store that cannot be written to is read in full each time
+                _keep_stamps(folder, record, stamps)
+        return changed
 
     def _require_room(self, needed: int) -> None:
         """Raise StoreError where the disk lacks the room: a full disk under a memory map ends the process."""
@@ -698,14 +726,8 @@ def _check_store(path: Path) -> None:
                 f"{path / part} is a link, which is not followed; give the folder itself to --store"
             )
     advice = f"write {_STORE_CONTENT} into it"
-    schema = _read_json(path, _STORE_FILE, advice).get("schema")
-    if not isinstance(schema, int):
+    if not isinstance(_read_json(path, _STORE_FILE, advice).get("schema"), int):
         raise StoreError(f"{path / _STORE_FILE} is damaged: it has no schema; {advice}")
-    if schema > STORE_SCHEMA:
-        raise StoreError(
-            f"store {path} has schema {schema}, this embedstore reads up to {STORE_SCHEMA}; "
-            "upgrade embedstore"
-        )
 
 
 @contextmanager
@@ -732,28 +754,34 @@ def _engine(what: str) -> Iterator[None]:
         raise
 
 
-def _read_json(folder: Path, name: str, advice: str) -> dict[str, Any]:
-    """Return a JSON object. Raises StoreError where the file holds something else, OSError as open does."""
+def _read_json(folder: Path, name: str, mend: str, fields: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a JSON object. Raises StoreDamagedError where the file holds another thing, OSError as open.
+
+    mend: what to do then. fields: of a file with a digest, where one of an older version has none; see
+    damage_of.
+    """
     path = folder / name
     try:
-        content = read_json(folder, name)
+        raw = read_small(folder, name)
+        content = parse_json(raw)
     except ValueError as error:
-        raise _DamagedError(f"{path} is damaged: not JSON of embedstore ({error}); {advice}") from error
+        raise StoreDamagedError(f"{path} is damaged: not JSON ({error}); {mend}") from error
     if not isinstance(content, dict):
-        raise _DamagedError(f"{path} is damaged: not a JSON object; {advice}")
-    return content
-
-
-def _read_alias(path: Path) -> dict[str, Any]:
-    advice = "delete it and promote a run again"
-    content = _read_json(path.parent, path.name, advice)
+        raise StoreDamagedError(f"{path} is damaged: not a JSON object; {mend}")
     if isinstance(content.get("schema"), int) and content["schema"] > STORE_SCHEMA:
         raise StoreError(
             f"{path} has schema {content['schema']}, this embedstore reads up to {STORE_SCHEMA}; "
             "upgrade embedstore"
         )
+    if fields and (damage := damage_of(raw, content, fields)) is not None:
+        raise StoreDamagedError(f"{path} is damaged: it {damage}; {mend}")
+    return content
+
+
+def _read_alias(path: Path) -> dict[str, Any]:
+    content = _read_json(path.parent, path.name, _PROMOTE_AGAIN, _ALIAS_FIELDS)
     if not isinstance(content.get("collection"), str):
-        raise _DamagedError(f"{path} is damaged: it names no collection; {advice}")
+        raise StoreDamagedError(f"{path} is damaged: it names no collection; {_PROMOTE_AGAIN}")
     return content
 
 
@@ -782,24 +810,47 @@ def _create_shard(folder: Path, spec: CollectionSpec) -> edge.EdgeShard:
 
 
 def _load_shard(folder: Path, record: _Record) -> edge.EdgeShard:
-    config = folder / _EDGE_CONFIG
-    with _disk(folder):
-        for _ in _walk(folder):  # raises for links: Edge would follow them
-            pass
-        # Without it, Edge would load the shard with its defaults: a WAL, which has one owner.
-        if folder.is_dir() and not _is_config(config, record):
-            replace_file(config, (record.edge_config or "").encode())
-            if not _is_config(config, record):
-                raise StoreError(f"{config} is damaged; repair it with `embedstore sync`")
+    _mend_config(folder, record)
     with _engine(f"{folder} cannot be opened"):
         return edge.EdgeShard.load(str(folder))
 
 
-def _try_to_load(name: str, folder: Path, count: int) -> None:
+def _mend_config(folder: Path, record: _Record) -> None:
+    """Put back the configuration of a sealed shard: with another, Edge may misread it, or take a WAL.
+
+    Raises StoreError where there is none that fits, and for a link in folder, which Edge would follow.
+    """
+    if not folder.is_dir():
+        return
+    found: Any = None
+    with _disk(folder):
+        for _ in _walk(folder):
+            pass
+        with suppress(StoreError, OSError):
+            found = _read_json(folder, _EDGE_CONFIG, "")
+        if record.edge_config is not None and found != parse_json(record.edge_config.encode()):
+            replace_file(folder / _EDGE_CONFIG, record.edge_config.encode())
+        elif not _is_config(found, record.metadata.spec):
+            raise StoreError(f"{folder / _EDGE_CONFIG} is damaged; {_SYNC_AGAIN}")
+
+
+def _is_config(content: Any, spec: CollectionSpec) -> bool:
+    """Whether a configuration is one that Edge writes for a collection of spec."""
+    try:
+        vectors = {name: (entry["size"], entry["distance"]) for name, entry in content["vectors"].items()}
+        names = ("", HISTORY_VECTOR) if spec.additive else ("",)
+        return vectors == dict.fromkeys(names, (spec.dim, "Dot")) and content["wal_enabled"] is False
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def _try_to_load(name: str, folder: Path, record: _Record) -> None:
     """Load and read a doubtful shard in another process, where damage may hang or end it.
 
     Raises StoreError where that does not succeed in good time.
     """
+    _mend_config(folder, record)
+    count = record.metadata.count
     code = (
         "import sys, qdrant_edge as q; s = q.EdgeShard.load(sys.argv[1])\n"
         "s.scroll(q.ScrollRequest(limit=int(sys.argv[2]), with_payload=True, with_vector=True)); s.close()"
@@ -809,18 +860,6 @@ def _try_to_load(name: str, folder: Path, count: int) -> None:
         run_program(command, timeout=_LOADING_SECONDS + count / 10_000).check_returncode()
     except (subprocess.SubprocessError, OSError) as error:
         raise StoreError(f"collection {name!r} is damaged and cannot be loaded") from error
-
-
-def _is_config(config: Path, record: _Record) -> bool:
-    """Whether the configuration of a shard is one that Edge writes for the collection of record."""
-    spec = record.metadata.spec
-    try:
-        content = _read_json(config.parent, config.name, "")
-        vectors = {name: (entry["size"], entry["distance"]) for name, entry in content["vectors"].items()}
-        names = ("", HISTORY_VECTOR) if spec.additive else ("",)
-        return vectors == dict.fromkeys(names, (spec.dim, "Dot")) and content["wal_enabled"] is False
-    except (StoreError, OSError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def _reindex(shard: edge.EdgeShard) -> None:
@@ -862,10 +901,9 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
         yield base, names
 
 
-def _digests(folder: Path) -> dict[str, str]:
+def _digests(files: Mapping[str, Path]) -> dict[str, str]:
     from concurrent.futures import ThreadPoolExecutor
 
-    files = dict(_files(folder))
     with ThreadPoolExecutor(2) as pool:  # hashing releases the GIL
         return dict(zip(files, pool.map(_digest, files.values()), strict=True))
 
@@ -878,6 +916,37 @@ def _digest(path: Path) -> str:
     with suppress(ValueError, RecursionError):
         content = json.dumps(json.loads(content), sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()
+
+
+def _stamp(path: Path) -> list[int]:
+    """Return what changes where a file is written to or replaced, its size third."""
+    status = path.stat()
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _is_large(stamp: Sequence[int]) -> bool:
+    return stamp[2] > _READ_EACH_TIME
+
+
+def _stamps(folder: Path, record: _Record) -> Mapping[str, Sequence[int]]:
+    """Return the stamps that the large files of a collection had when they were found right."""
+    try:
+        content = _read_json(folder, _CHECKED, "")
+    except (StoreError, OSError):
+        return {}
+    files = content.get("files")
+    if content.get("generation") != record.generation or not isinstance(files, dict):
+        return {}
+    return files
+
+
+def _keep_stamps(folder: Path, record: _Record, stamps: Mapping[str, Sequence[int]]) -> None:
+    large = {key: stamp for key, stamp in stamps.items() if _is_large(stamp)}
+    replace_file(folder / _CHECKED, json.dumps({"generation": record.generation, "files": large}).encode())
+
+
+def _damaged(name: str, what: str) -> StoreError:
+    return StoreError(f"collection {name!r} is damaged: {what}; repair it with `embedstore sync`")
 
 
 def _allocated(folder: Path) -> int:
@@ -907,14 +976,17 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
+    """Remove a file or folder; a folder is moved away first, since a reader may just be writing to it."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        doomed = path.with_name(f".{secrets.token_hex(4)}.removed")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
 
 
 def _remove_other_generations(folder: Path, generation: str) -> None:
-    kept = {_RECORD, _OPENING, generation}
+    kept = {_RECORD, _CHECKED, generation}
     for child in list(folder.iterdir()):
         if child.name not in kept:
             _remove(child)

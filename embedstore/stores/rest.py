@@ -11,17 +11,20 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import httpx
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_before_delay
 from tenacity.wait import wait_random_exponential
 
 from embedstore.errors import NotFoundError, StoreError, StoreUnreachableError, UsageError
 from embedstore.stores.connection import Connection, Endpoint
 
 __all__ = [
+    "READING_SECONDS",
+    "WRITING_SECONDS",
     "ConflictError",
     "ForbiddenError",
     "NoAnswerError",
@@ -29,17 +32,23 @@ __all__ = [
     "OverloadedError",
     "RestClient",
     "UnknownKeyError",
+    "acknowledged",
+    "anything",
     "persistently",
     "refusal",
     "seconds_of",
     "tls_context",
 ]
 
-_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+# No try of a request begins later than this after the first.
+READING_SECONDS = 30.0
+WRITING_SECONDS = 180.0
+_SHARE = 3  # a try takes at most this part of it, so that a node that hangs leaves time for two others
+_CONNECT_SECONDS = 5.0
 _TRIES = 8
 _LONGEST_PAUSE = 10.0
-_LONGEST_ASKED = 300.0  # by retry-after
 _HALF_A_SECOND = 0.5  # the date of an answer has whole seconds, rounded down
+_DEADLINE = "embedstore.deadline"  # of a request, among what httpx keeps with it
 _MENTIONED = 300  # characters of a server's own words
 
 # By the words of httpx, OpenSSL and the resolver.
@@ -83,6 +92,15 @@ class UnknownKeyError(ForbiddenError):
     """The key is none of the server's, or there is none and one is asked for."""
 
 
+def anything(result: Any) -> Any:
+    return result
+
+
+def acknowledged(result: Any) -> Any:
+    """Return the result of a write, as Qdrant gives it: a bool, or with a status."""
+    return result if isinstance(result, bool) else result["status"]
+
+
 class Nodes(Generic[N]):
     """The nodes of a cluster: any can answer any request, and the one that answered last is asked first."""
 
@@ -110,7 +128,12 @@ class Nodes(Generic[N]):
 
 
 class RestClient:
-    """Requests to the first node that answers. All are safe to repeat, since they are idempotent."""
+    """Requests to the first node that answers. All are safe to repeat, since they are idempotent.
+
+    seconds: how long a request is tried again.
+    """
+
+    seconds = READING_SECONDS
 
     def __init__(
         self,
@@ -124,8 +147,8 @@ class RestClient:
         secure = any(endpoint.secure for endpoint in endpoints)
         self._http = httpx.Client(
             auth=_KeyAuth(connection),
+            event_hooks={"response": [_until_its_deadline]},
             headers={"accept-encoding": "identity"},  # answers are small, compressing them takes longer
-            timeout=_TIMEOUT,
             transport=transport,
             verify=tls_context(connection) if secure else False,
             mounts={"http://": None},  # not through the proxy of HTTP_PROXY, which would read the key
@@ -134,20 +157,29 @@ class RestClient:
     def close(self) -> None:
         self._http.close()
 
-    def get(self, path: str, *, patient: bool = True) -> Any:
-        return self.request("GET", path, patient=patient)
+    def get(self, path: str, read: Callable[[Any], T], *, patient: bool = True) -> T:
+        return self.request("GET", path, read=read, patient=patient)
 
-    def request(self, method: str, path: str, body: Any = None, *, patient: bool = True) -> Any:
-        """Return the `result` of an answer, or the whole of it where it has none.
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        read: Callable[[Any], T] = acknowledged,
+        patient: bool = True,
+    ) -> T:
+        """Return what read makes of the `result` of an answer, or of the whole of it where it has none.
 
-        Raises StoreUnreachableError where no node answers, at once unless patient; NotFoundError for 404,
-        ConflictError for 409, ForbiddenError for 401 and 403, StoreError for what else the server refuses.
+        Raises StoreUnreachableError where no node answers, at once unless patient, and where read does not
+        find what it looks for, so that the answer was not Qdrant's; NotFoundError for 404, ConflictError
+        for 409, ForbiddenError for 401 and 403, StoreError for what else the server refuses.
         """
 
-        def send() -> Any:
-            return self._nodes.ask(lambda node: self._content(self._send(node, method, path, body), node))
+        def send() -> T:
+            return self._nodes.ask(lambda node: self._read(self._send(node, method, path, body), node, read))
 
-        return persistently(send) if patient and self._connection.patient else send()
+        return persistently(send, self.seconds) if patient and self._connection.patient else send()
 
     def clock_skew(self) -> float | None:
         """Return how many seconds the server's clock is ahead of ours, None where it does not tell."""
@@ -159,26 +191,34 @@ class RestClient:
         silent = []
         for node in self._nodes:
             try:
-                self._content(self._send(node, "GET", "/"), node)
+                self._read(self._send(node, "GET", "/"), node, anything)
             except StoreError as error:
                 silent.append(str(error))
         return silent
 
     def _send(self, node: Endpoint, method: str, path: str, body: Any = None) -> httpx.Response:
+        longest = self.seconds / _SHARE
         try:
-            return self._http.request(method, node.url + path, json=body)
+            return self._http.request(
+                method,
+                node.url + path,
+                json=body,
+                timeout=httpx.Timeout(longest, connect=min(longest, _CONNECT_SECONDS)),
+                extensions={_DEADLINE: time.monotonic() + longest},
+            )
         except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:  # the last: no host name
             problem = NoAnswerError(_why_no_answer(node, error))
         raise problem  # without the error as its context, in whose frames the key is
 
-    def _content(self, answer: httpx.Response, node: Endpoint) -> Any:
+    def _read(self, answer: httpx.Response, node: Endpoint, read: Callable[[Any], T]) -> T:
         url, status = node.url, answer.status_code
         try:
             content = answer.json()
         except (ValueError, RecursionError):
             content = None
         if answer.is_success and isinstance(content, dict) and content.keys() & {"result", "version"}:
-            return content.get("result", content)
+            with suppress(AttributeError, KeyError, TypeError, ValueError):
+                return read(content.get("result", content))
         if answer.has_redirect_location:  # never followed, since the key would go along
             target = self._connection.without_key(answer.headers["location"])[:_MENTIONED]
             raise StoreError(f"store {url} redirects to {target} ({status}); give that place to --store")
@@ -204,18 +244,40 @@ class _KeyAuth(httpx.Auth):
         yield request
 
 
-def persistently(send: Callable[[], T]) -> T:
+class _Timely(httpx.SyncByteStream):
+    """A body that has to be complete at a moment of the monotonic clock, however often a part of it comes."""
+
+    def __init__(self, stream: httpx.SyncByteStream, deadline: float) -> None:
+        self._stream = stream
+        self._deadline = deadline
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self._stream:
+            if time.monotonic() > self._deadline:
+                raise httpx.ReadTimeout("timed out")
+            yield part
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _until_its_deadline(answer: httpx.Response) -> None:
+    stream = cast(httpx.SyncByteStream, answer.stream)
+    answer.stream = _Timely(stream, answer.request.extensions[_DEADLINE])
+
+
+def persistently(send: Callable[[], T], seconds: float) -> T:
     """Return what send returns; where the server is away or overloaded, ask again after growing pauses.
 
     They are random, so that not all clients return at once, and no shorter than the server asks for.
-    Raises the last error after some twenty seconds of them, any error but OverloadedError at once.
+    Raises the last error where the next try would begin after seconds, and after the eighth; any error
+    but OverloadedError at once.
     """
     backoff = wait_random_exponential(multiplier=0.5, max=_LONGEST_PAUSE)
-    enough = stop_after_attempt(_TRIES)
     retrying = Retrying(
         retry=retry_if_exception_type(OverloadedError),
         wait=lambda state: backoff(state) + _asked(state),
-        stop=lambda state: enough(state) or _asked(state) > _LONGEST_ASKED,
+        stop=stop_after_attempt(_TRIES) | stop_before_delay(seconds),
         reraise=True,
     )
     return retrying(send)

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -65,9 +66,19 @@ from embedstore.stores.contract import (
     seconds_since,
     valid_alias,
 )
-from embedstore.stores.rest import ConflictError, ForbiddenError, OverloadedError, RestClient
+from embedstore.stores.rest import (
+    READING_SECONDS,
+    WRITING_SECONDS,
+    ConflictError,
+    ForbiddenError,
+    OverloadedError,
+    RestClient,
+    anything,
+)
 
 __all__ = ["ServerStore"]
+
+T = TypeVar("T")
 
 OLDEST_SERVER = (1, 17, 1)
 _PROMOTIONS_KEPT = 100
@@ -240,7 +251,7 @@ class ServerStore(Store):
         body: dict[str, Any] = {"exact": True}
         if (condition := _filter_of(filters, ())) is not None:
             body["filter"] = condition
-        return int(self._ask("POST", name, "points/count", body)["count"])
+        return self._ask("POST", name, "points/count", body, read=lambda found: int(found["count"]))
 
     def indexes(self, name: str) -> dict[str, str]:
         schema = self._info(name)["payload_schema"]
@@ -304,8 +315,7 @@ class ServerStore(Store):
     # Aliases
 
     def aliases(self) -> dict[str, str]:
-        found = self._rest.get("/aliases")["aliases"]
-        return {entry["alias_name"]: entry["collection_name"] for entry in sorted(found, key=_alias_name)}
+        return dict(self._rest.get("/aliases", _aliases_in))
 
     def _flip(self, alias: str, name: str, note: Note) -> bool:
         previous = self.aliases().get(alias)
@@ -374,7 +384,7 @@ class ServerStore(Store):
         self._check_readable(name)
         ids = [point_id(movie_id) for movie_id in movie_ids]
         body = {"ids": ids, "with_vector": True, "with_payload": False}
-        found = {record["id"]: _unnamed(record) for record in self._ask("POST", name, "points", body)}
+        found = self._ask("POST", name, "points", body, read=_vectors_in)
         for movie_id, key in zip(movie_ids, ids, strict=True):
             if found.get(key) is None:
                 raise NotFoundError(f"movie {movie_id} is not in collection {name!r}")
@@ -392,17 +402,24 @@ class ServerStore(Store):
             if (condition := _filter_of(query.filters, query.exclude)) is not None:
                 body["filter"] = condition
             bodies.append(body)
+
+        def hits_in(answer: Any) -> list[Hit]:
+            return [
+                Hit.of(name, point["id"], point["score"], point.get("payload"), _unnamed(point))
+                for point in answer["points"]
+            ]
+
+        def all_in(count: int, answers: Any) -> list[list[Hit]]:
+            return [hits_in(answer) for answer, _ in zip(answers, range(count), strict=True)]
+
         if len(bodies) == 1:
-            answers = [self._ask("POST", name, "points/query", bodies[0])]
-        else:
-            answers = []
-            for start in range(0, len(bodies), _BATCH_QUERIES):
-                part = {"searches": bodies[start : start + _BATCH_QUERIES]}
-                answers += self._ask("POST", name, "points/query/batch", part)
-        return [
-            [Hit.of(name, p["id"], p["score"], p.get("payload"), _unnamed(p)) for p in answer["points"]]
-            for answer in answers
-        ]
+            return [self._ask("POST", name, "points/query", bodies[0], read=hits_in)]
+        found: list[list[Hit]] = []
+        for start in range(0, len(bodies), _BATCH_QUERIES):
+            part = bodies[start : start + _BATCH_QUERIES]
+            read = partial(all_in, len(part))
+            found += self._ask("POST", name, "points/query/batch", {"searches": part}, read=read)
+        return found
 
     # The writer
 
@@ -410,11 +427,13 @@ class ServerStore(Store):
     def writer(self) -> Iterator[None]:
         """Nothing is locked on a server: two syncs of one run write the same points."""
         self._depth += 1
+        self._rest.seconds = WRITING_SECONDS
         try:
             yield
         finally:
             self._depth -= 1
             if self._depth == 0:
+                self._rest.seconds = READING_SECONDS
                 self._revising.clear()
                 self._known.clear()
                 with suppress(StoreError):
@@ -483,19 +502,14 @@ class ServerStore(Store):
 
     def peers(self) -> Sequence[Peer]:
         try:
-            if self._rest.get("/cluster")["status"] != "enabled":
+            if self._rest.get("/cluster", lambda found: found["status"]) != "enabled":
                 return ()
         except ForbiddenError:  # a token for one alias
             return ()
-        found = self._rest.get(f"/cluster/telemetry?timeout={_PEER_SECONDS}")["cluster"]["peers"]
-        peers = [Peer(int(peer), info["uri"], bool(info["responsive"])) for peer, info in found.items()]
-        return sorted(peers, key=lambda peer: peer.id)
+        return self._rest.get(f"/cluster/telemetry?timeout={_PEER_SECONDS}", _peers_in)
 
     def replicas(self, name: str) -> Sequence[Replica]:
-        found = self._ask("GET", name, "cluster")
-        here = [Replica(found["peer_id"], part["shard_id"], part["state"]) for part in found["local_shards"]]
-        there = [Replica(part["peer_id"], part["shard_id"], part["state"]) for part in found["remote_shards"]]
-        return sorted(here + there, key=lambda replica: (replica.shard, replica.peer))
+        return self._ask("GET", name, "cluster", read=_replicas_in)
 
     def silent_nodes(self) -> list[str]:
         """Return a sentence for each node that location names and that gives no answer now."""
@@ -534,7 +548,7 @@ class ServerStore(Store):
 
     def _checked_version(self) -> str:
         try:
-            found = self._rest.get("/", patient=False)
+            found = self._rest.get("/", anything, patient=False)
         except NotFoundError:
             found = {}
         text = str(found.get("version", "")) if isinstance(found, dict) else ""
@@ -550,14 +564,16 @@ class ServerStore(Store):
             )
         return text
 
-    def _ask(self, method: str, name: str, rest: str = "", body: Any = None) -> Any:
+    def _ask(
+        self, method: str, name: str, rest: str = "", body: Any = None, *, read: Callable[[Any], T]
+    ) -> T:
         missing = NotFoundError(
             f"no collection {name!r} in store {self.location}; list them with `embedstore status`"
         )
         if not _NAME.fullmatch(name) or name in (".", ".."):
             raise missing
         try:
-            return self._rest.request(method, _path(name, rest), body)
+            return self._rest.request(method, _path(name, rest), body, read=read)
         except NotFoundError as error:
             self._forget(name)
             if "Collection" not in str(error):
@@ -565,11 +581,12 @@ class ServerStore(Store):
             raise missing from None
 
     def _info(self, name: str) -> dict[str, Any]:
-        info: dict[str, Any] = self._ask("GET", name)
-        return info
+        return self._ask("GET", name, read=_checked_info)
 
     def _all_names(self) -> list[str]:
-        return [entry["name"] for entry in self._rest.get("/collections")["collections"]]
+        return self._rest.get(
+            "/collections", lambda found: [str(entry["name"]) for entry in found["collections"]]
+        )
 
     def _metadata_of(self, name: str) -> Mapping[str, Any] | None:
         """Return the raw metadata of a collection; None where it has none, or is gone by now.
@@ -577,9 +594,10 @@ class ServerStore(Store):
         Raises OverloadedError at once where it cannot be read, as when its only replica is away.
         """
         try:
-            content = self._rest.get(_path(name), patient=False)["config"].get("metadata")
+            info = self._rest.get(_path(name), _checked_info, patient=False)
         except NotFoundError:
             return None
+        content = info["config"].get("metadata")
         return content if isinstance(content, dict) else None
 
     def _is_ours(self, name: str) -> bool:
@@ -617,7 +635,7 @@ class ServerStore(Store):
         """Raise UsageError for more copies than nodes, of which a server would make fewer in silence."""
         if spread.replicas is None:
             return
-        nodes = len(self._rest.get("/cluster").get("peers", ())) or 1
+        nodes = self._rest.get("/cluster", lambda found: len(found.get("peers", ()))) or 1
         if spread.replicas > nodes:
             raise UsageError(
                 f"{spread.replicas} replicas need as many nodes, store {self.location} has {nodes}; "
@@ -694,18 +712,21 @@ class ServerStore(Store):
         self, name: str, spec: CollectionSpec, *, offset: Any, limit: int, vectors: bool
     ) -> tuple[PointBatch, Any]:
         body = {"offset": offset, "limit": limit, "with_payload": True, "with_vector": vectors}
-        found = self._ask("POST", name, "points/scroll", body)
-        records = found["points"]
-        ids = [record["id"] for record in records]
-        payloads = [record.get("payload") or {} for record in records]
-        if vectors:
-            movies = rows_of([_unnamed(record) for record in records], spec.dim)
-            named = [_named(record, HISTORY_VECTOR) for record in records]
-            history = rows_of(named, spec.dim) if spec.additive else None
-        else:
-            movies = np.zeros((len(ids), 0), np.float32)
-            history = movies if spec.additive else None
-        return PointBatch(ids, movies, history, payloads), found.get("next_page_offset")
+
+        def page_in(found: Any) -> tuple[PointBatch, Any]:
+            records = found["points"]
+            ids = [record["id"] for record in records]
+            payloads = [record.get("payload") or {} for record in records]
+            if vectors:
+                movies = rows_of([_unnamed(record) for record in records], spec.dim)
+                named = [_named(record, HISTORY_VECTOR) for record in records]
+                history = rows_of(named, spec.dim) if spec.additive else None
+            else:
+                movies = np.zeros((len(ids), 0), np.float32)
+                history = movies if spec.additive else None
+            return PointBatch(ids, movies, history, payloads), found.get("next_page_offset")
+
+        return self._ask("POST", name, "points/scroll", body, read=page_in)
 
 
 def _noted(metadata: Mapping[str, Any], name: str, alias: str) -> list[Promotion]:
@@ -791,5 +812,31 @@ def _named(record: Mapping[str, Any], key: str) -> Sequence[float] | None:
     return found if isinstance(found, list) else None
 
 
-def _alias_name(entry: Mapping[str, Any]) -> str:
-    return str(entry["alias_name"])
+# What is read from the results of Qdrant; see RestClient.request.
+
+
+def _checked_info(info: Any) -> dict[str, Any]:
+    """Return what is told of a collection, where all that is used is in it."""
+    if not {"status", "optimizer_status", "payload_schema"} <= info.keys() or "params" not in info["config"]:
+        raise KeyError("status")
+    return dict(info)
+
+
+def _aliases_in(found: Any) -> list[tuple[str, str]]:
+    return sorted((str(entry["alias_name"]), str(entry["collection_name"])) for entry in found["aliases"])
+
+
+def _vectors_in(records: Any) -> dict[PointId, Sequence[float] | None]:
+    return {record["id"]: _unnamed(record) for record in records}
+
+
+def _peers_in(found: Any) -> Sequence[Peer]:
+    peers = found["cluster"]["peers"].items()
+    made = [Peer(int(peer), info["uri"], bool(info["responsive"])) for peer, info in peers]
+    return sorted(made, key=lambda peer: peer.id)
+
+
+def _replicas_in(found: Any) -> Sequence[Replica]:
+    here = [Replica(found["peer_id"], part["shard_id"], part["state"]) for part in found["local_shards"]]
+    there = [Replica(part["peer_id"], part["shard_id"], part["state"]) for part in found["remote_shards"]]
+    return sorted(here + there, key=lambda replica: (replica.shard, replica.peer))

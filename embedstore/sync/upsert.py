@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from embedstore.errors import NotFoundError, RunError, StoreError, VerificationError
+from embedstore.errors import NotFoundError, RunError, StoreDamagedError, StoreError, VerificationError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Note, Store
 from embedstore.stores.contract import (
@@ -168,13 +168,13 @@ def refuse_clash(store: Store, alias: str, name: str) -> None:
 
 
 def existing(run: Run, store: Store, name: str) -> Metadata | None:
-    """Return the metadata of the collection of run, None where there is none.
+    """Return the metadata of the collection of run, None where there is none that can be read.
 
     Raises StoreError where it was made from other content.
     """
     try:
         found = store.metadata(name)
-    except NotFoundError:
+    except (NotFoundError, StoreDamagedError):
         return None
     if found.fingerprint != run.fingerprint:
         raise StoreError(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import Rows
-from embedstore.errors import RunError, StoreError, VerificationError
+from embedstore.errors import RunError, StoreError, StoreUnreachableError, VerificationError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Store
 from embedstore.stores.contract import Metadata
@@ -77,6 +77,8 @@ def verify(
         raise VerificationError(f"{wrong[0]}; repair it with `embedstore sync`")
     try:
         recall = check(run, store, name, progress=progress)
+    except StoreUnreachableError:
+        raise
     except StoreError as error:  # what cannot be read back is not what was written
         raise VerificationError(str(error)) from error
     return VerifyReport(name, run.run_id, len(run.movies), recall)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import pytest
 from embedstore.cli import run as embedstore
 from embedstore.loaders import load
 from embedstore.training.config import TrainConfig
-from tests.builders import tiny_dataset, tiny_run, written
+from tests.builders import edit_json, tiny_dataset, tiny_run, written
 
 A, B, BARE, OTHER = (
     "20240101t000000-aaaa",
@@ -57,11 +56,7 @@ class Case:
 
 
 def manifest(run_id: str, **change: object) -> Callable[[Path], object]:
-    def act(folder: Path) -> None:
-        path = folder / "runs" / run_id / "manifest.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | change))
-
-    return act
+    return lambda folder: edit_json(folder / "runs" / run_id / "manifest.json", **change)
 
 
 def beside(text: str) -> Callable[[Path], object]:

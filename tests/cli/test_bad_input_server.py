@@ -28,6 +28,7 @@ from embedstore.stores import rest
 from embedstore.stores.bulk import GrpcBulk
 from embedstore.stores.connection import Connection, Secret, endpoints_of
 from embedstore.stores.contract import points
+from embedstore.stores.rest import READING_SECONDS
 from embedstore.stores.server import ServerStore
 from embedstore.sync import sync
 from tests.builders import tiny_run, with_value
@@ -90,7 +91,7 @@ def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up after two tries, of 0.2 s where there is no answer, without a pause."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(rest, "_TIMEOUT", httpx.Timeout(0.2))
+    monkeypatch.setattr(rest, "_SHARE", READING_SECONDS / 0.2)
     monkeypatch.setattr(rest, "_TRIES", 2)
 
 

@@ -11,7 +11,7 @@ import pytest
 from embedstore.cli import run as embedstore
 from embedstore.stores.base import open_store
 from embedstore.sync import sync
-from tests.builders import tiny_run
+from tests.builders import edit_json, tiny_run
 
 RUN = "20240101t000000-aaaa"
 
@@ -83,7 +83,6 @@ def test_bad_input_is_one_sentence(
 
 
 def test_a_run_without_tower(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest = folder / "runs" / RUN / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"tower": "dense"', '"tower": "none"'))
+    edit_json(folder / "runs" / RUN / "manifest.json", tower="none")
     assert embedstore(["export", "--npz"]) == 1
     assert capsys.readouterr().err == f"Error: run {RUN} has no user tower; only `similar` works with it\n"

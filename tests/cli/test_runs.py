@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from embedstore.cli import run
-from tests.builders import tiny_run
+from tests.builders import edit_json, tiny_run
 
 Capture = pytest.CaptureFixture[str]
 OLD, NEW = "20261123t031500-0a0a", "20261124t031500-1a2b"
@@ -40,8 +40,7 @@ def test_list_is_a_table_oldest_first(capsys: Capture) -> None:
 
 def test_list_shows_the_headline_metrics_and_csv_all_of_them(tmp_path: Path, capsys: Capture) -> None:
     metrics = {"ndcg@100": 0.5, "recall@20": 0.25, "ease": {"ndcg@100": 0.52}, "protocol": "serving"}
-    path = tiny_run(tmp_path, run_id=NEW).path / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "metrics": metrics}))
+    edit_json(tiny_run(tmp_path, run_id=NEW).path / "manifest.json", metrics=metrics)
     assert run(["runs", "list"]) == 0
     header, _, line = capsys.readouterr().out.splitlines()
     assert header.split()[-2:] == ["ndcg@100", "recall@20"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import kills
+from tests.faults import flips, kills
 from tests.faults.fuzz import mutated_runs
 from tests.faults.report import Campaign
 
@@ -11,5 +11,7 @@ __all__ = ["CAMPAIGNS"]
 CAMPAIGNS: list[Campaign] = [
     Campaign("kills", kills.of_commands, full=700, normal=60),
     Campaign("kills-server", kills.of_commands_on_a_server, full=300, normal=14, server=True),
+    Campaign("flips under readers of a folder", flips.flips_of_a_folder, full=200, normal=20),
+    Campaign("flips under readers of a server", flips.flips_on_a_server, full=200, normal=20, server=True),
     Campaign("strangers", mutated_runs, full=10_000, normal=200),
 ]

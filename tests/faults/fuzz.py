@@ -29,8 +29,8 @@ from embedstore.errors import EmbedstoreError
 from embedstore.query.recommend import recommend
 from embedstore.query.similar import similar
 from embedstore.runs.debias import debiased
-from embedstore.runs.evaluation import evaluation_path, read_evaluation
-from embedstore.runs.manifest import MANIFEST, digest_of
+from embedstore.runs.evaluation import add_evaluation, read_evaluation
+from embedstore.runs.manifest import MANIFEST, digest_of, with_digest
 from embedstore.runs.run import Run
 from embedstore.runs.tower import DenseTower, MovieFeature, TowerInput, TowerLayer
 from embedstore.runs.writer import write_run
@@ -132,11 +132,14 @@ def _write_sources(folder: Path) -> None:
         log=[{"epoch": 1, "loss": 0.1}],
         run_id=RUN_ID,
     )
-    measured = {"ndcg@100": 0.5, "intervals": {"ndcg@100": [0.4, 0.6]}, "users": {"scored": 3}}
+    measured: dict[str, Any] = {
+        "ndcg@100": 0.5,
+        "intervals": {"ndcg@100": [0.4, 0.6]},
+        "users": {"scored": 3},
+    }
     protocols = {"serving": {"headline": "ndcg@100", **measured}}
     for path in folder.glob("*/runs"):
-        content = {"schema_version": 1, "run_id": RUN_ID, "protocols": protocols}
-        evaluation_path(path / RUN_ID).write_text(json.dumps(content))
+        add_evaluation(path / RUN_ID, protocols)
 
 
 # In the process
@@ -288,6 +291,8 @@ def _json(run: Path, rng: random.Random) -> str:
         return "nothing"
     if not lines:
         return "nothing"
+    if isinstance(lines[0], dict):
+        lines[0].pop("digest", None)
     number = rng.randrange(len(lines))
     target, value = lines[number], rng.choice(NASTY)
     at: list[Any] = []
@@ -309,10 +314,23 @@ def _json(run: Path, rng: random.Random) -> str:
     else:
         holder[key] = value
     ascii_only = rng.random() < 0.5
-    text = "".join(json.dumps(line, ensure_ascii=ascii_only) + "\n" for line in lines)
-    path.write_bytes(_raw(text).encode("utf-8", "surrogatepass"))
+    if name in (MANIFEST, f"../{RUN_ID}.evaluation.json"):
+        _write_sealed(path, lines[0], ascii_only=ascii_only)
+    else:
+        text = "".join(json.dumps(line, ensure_ascii=ascii_only) + "\n" for line in lines)
+        path.write_bytes(_raw(text).encode("utf-8", "surrogatepass"))
     _redigest(run, but=name == MANIFEST)
     return f"{name} {at} is {str(value)[:60]!r}"
+
+
+def _write_sealed(path: Path, content: Any, *, ascii_only: bool = True) -> None:
+    """Write a JSON file whose last field is the digest of the rest, as if it had been written so."""
+    text = _raw(json.dumps(content, indent=1, ensure_ascii=ascii_only) + "\n")
+    body = text.encode("utf-8", "surrogatepass")
+    try:
+        path.write_bytes(with_digest(body.decode()))
+    except UnicodeDecodeError:
+        path.write_bytes(body)
 
 
 def _raw(text: str) -> str:
@@ -437,9 +455,10 @@ def _names(run: Path, rng: random.Random) -> str:
             ]
         )
         manifest["files"][new] = manifest["files"].pop(name)
+        manifest.pop("digest", None)
     except (ValueError, KeyError, TypeError, OSError, AttributeError, RecursionError):
         return "nothing"
-    path.write_text(json.dumps(manifest))
+    _write_sealed(path, manifest)
     return f"{name} is {new[:20]!r}, elsewhere"
 
 
@@ -456,7 +475,8 @@ def _redigest(run: Path, *, but: bool = False) -> None:
     except (ValueError, KeyError, TypeError, OSError, AttributeError, RecursionError):
         return
     if not but:
-        path.write_text(json.dumps(manifest))
+        manifest.pop("digest", None)
+        _write_sealed(path, manifest)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,18 @@ from embedstore.errors import DataError, NotFoundError, RunError, StoreError, Us
 from embedstore.query.filters import parse_filters
 from embedstore.query.people import parse_history, read_people
 from embedstore.query.recommend import (
+    Answer,
     Person,
+    ask_live,
     embed,
     embed_batch,
     live_collection,
     recommend,
     recommend_batch,
 )
+from embedstore.query.resolve import resolve
 from embedstore.query.similar import similar
+from embedstore.runs.registry import find_run
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Store, open_store
 from embedstore.stores.connection import Connection
@@ -263,6 +267,44 @@ def test_a_flip_during_a_query_through_the_alias_is_no_mixture(tmp_path: Path, r
         with pytest.raises(StoreError, match=f"'movies' holds run {other.run_id}"):
             recommend(run, store, history=[1], collection="movies")
         assert recommend(other, store, history=[1], collection="movies").run_id == other.run_id
+
+
+def test_who_looked_before_a_flip_is_answered_by_the_new_run(tmp_path: Path, run: Run, store: Store) -> None:
+    other = tiny_run(tmp_path, n=60, dim=5, seed=9)
+    asked: list[str] = []
+
+    def look() -> tuple[Run, str]:
+        return resolve(store, run.path.parent)
+
+    def ask(found: Run, collection: str) -> Answer:
+        if not asked:  # the alias moves, and gc deletes what it named
+            sync(other, store)
+            store.drop(collection)
+        asked.append(collection)
+        return recommend(found, store, history=[1], collection=collection)
+
+    answer = ask_live(look(), look, ask)
+    assert answer == recommend(other, store, history=[1])
+    assert asked == [f"movies__{run.run_id}", f"movies__{other.run_id}"]
+    with pytest.raises(NotFoundError, match="user 99 "):
+        ask_live(look(), look, lambda found, name: recommend(found, store, user_id=99, collection=name))
+
+
+def test_who_reads_through_the_alias_alone_is_answered_by_the_new_run_too(tmp_path: Path, run: Run) -> None:
+    other = tiny_run(tmp_path, n=60, dim=5, seed=9)
+    server = FlipsBeforeSearching()
+    with ServerStore("http://local-mode", Connection(grpc_port=0), transport=server) as store:
+        sync(other, store)
+        sync(run, store)
+
+        def look() -> tuple[Run, str]:
+            return find_run(run.path.parent, store.metadata("movies").reference), "movies"
+
+        server.to = f"movies__{other.run_id}"
+        answer = ask_live(
+            look(), look, lambda found, name: recommend(found, store, history=[1], collection=name)
+        )
+        assert answer.recommendations == recommend(other, store, history=[1]).recommendations
 
 
 def test_a_tower_that_makes_nan_is_refused_before_any_search(run: Run, store: Store) -> None:

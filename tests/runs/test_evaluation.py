@@ -52,6 +52,16 @@ def test_a_damaged_evaluation_is_said_and_never_overwritten(tmp_path: Path, text
     assert path.read_bytes() == before
 
 
+def test_a_flipped_bit_anywhere_in_the_evaluation_is_refused(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    path = add_evaluation(run.path, {"serving": {"ndcg@100": 0.25, "user": "é"}})
+    content = path.read_bytes()
+    for at, byte in enumerate(content):
+        path.write_bytes(content[:at] + bytes([byte ^ 1 << at % 8]) + content[at + 1 :])
+        with pytest.raises(RunError, match=path.name):
+            read_evaluation(run.path)
+
+
 def test_a_number_that_json_does_not_know_is_not_written(tmp_path: Path) -> None:
     run = tiny_run(tmp_path)
     with pytest.raises(ValueError, match="JSON compliant"):

@@ -14,7 +14,7 @@ from embedstore.runs.registry import find_run, list_runs, remove_run
 from embedstore.runs.run import Run
 from embedstore.runs.tower import AdditiveTower
 from embedstore.runs.writer import new_run_id, write_run
-from tests.builders import tiny_dataset, tiny_run, with_unrated
+from tests.builders import edit_json, tiny_dataset, tiny_run, with_unrated
 
 V1 = Path(__file__).parent.parent / "data" / "runs" / "20261124t031500-1a2b"
 
@@ -136,10 +136,29 @@ def test_a_manifest_that_cannot_be_meant_is_refused(
     tmp_path: Path, change: dict[str, object], sentence: str
 ) -> None:
     run = tiny_run(tmp_path)
-    path = run.path / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    edit_json(run.path / "manifest.json", **change)
     with pytest.raises(RunError, match=sentence):
         Run.load(run.path)
+
+
+def test_a_flipped_bit_anywhere_in_the_manifest_is_refused(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, additive=False)
+    path = run.path / "manifest.json"
+    content = path.read_bytes()
+    for at, byte in enumerate(content):
+        path.write_bytes(content[:at] + bytes([byte ^ 1 << at % 8]) + content[at + 1 :])
+        with pytest.raises(RunError, match=run.run_id):
+            Run.load(run.path)
+
+
+def test_a_manifest_that_was_edited_or_laid_out_anew_is_refused(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    path = run.path / "manifest.json"
+    content = json.loads(path.read_text())
+    for edited in (content, content | {"metrics": {"ndcg@100": 0.9}}, content | {"note": "mine"}):
+        path.write_text(json.dumps(edited))
+        with pytest.raises(RunError, match="was changed after it was written"):
+            Run.load(run.path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"[]", b"\xff", b'{"schema_version": 1}'])
@@ -277,6 +296,5 @@ def test_a_catalog_without_whole_lines_is_refused(tmp_path: Path, content: bytes
 def reseal(run: Run, movies: bytes) -> None:
     """Replace movies.jsonl and its digest: damage that a digest does not tell."""
     (run.path / "movies.jsonl").write_bytes(movies)
-    manifest = json.loads((run.path / "manifest.json").read_text())
-    manifest["files"]["movies.jsonl"] = {"bytes": len(movies), "sha256": hashlib.sha256(movies).hexdigest()}
-    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    entry = {"bytes": len(movies), "sha256": hashlib.sha256(movies).hexdigest()}
+    edit_json(run.path / "manifest.json", files={**run.manifest.files, "movies.jsonl": entry})

@@ -71,7 +71,7 @@ def test_nothing_that_holds_a_key_shows_it() -> None:
         GrpcServer(refuse("UNAUTHENTICATED")) as server,
         closing(GrpcBulk([Endpoint("http://127.0.0.1:1", "127.0.0.1", server.port)], CONNECTION)) as bulk,
     ):
-        rest.get("/")
+        rest.get("/", str)
         for holder in (CONNECTION, CONNECTION.api_key, store, rest, bulk):
             shown = [repr(holder), str(holder), f"{holder}", repr(getattr(holder, "__dict__", ""))]
             inside = list(getattr(holder, "__dict__", {}).values())

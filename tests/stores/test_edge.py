@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from embedstore.errors import EmbedstoreError, NotFoundError, StoreError, StoreLockedError
+from embedstore.errors import EmbedstoreError, NotFoundError, StoreError, StoreLockedError, VerificationError
+from embedstore.runs.manifest import digest_of
 from embedstore.runs.run import Run
+from embedstore.stores import edge
 from embedstore.stores.base import open_store
-from embedstore.sync import promote_run, sync
+from embedstore.sync import promote_run, sync, verify
 from embedstore.sync.doctor import doctor
 from tests.builders import tiny_run
 
@@ -148,6 +151,71 @@ def test_a_truncated_or_missing_file_is_named_and_repaired_by_sync(folder: Path,
             assert len(store.search(name, run.movie_vectors[0], limit=3)) == 3
 
 
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("at", [100, -1])
+def test_a_flipped_bit_in_the_vectors_is_refused_by_name_and_mended(folder: Path, run: Run, at: int) -> None:
+    flip(next(shard_of(folder).glob("segments/*/vector_storage/vectors/chunk_0.mmap")), at)
+    with open_store(folder) as store:
+        name = store.aliases()["movies"]
+        for _ in range(2):
+            with pytest.raises(StoreError, match=r"vectors/chunk_0\.mmap does not have the sha256"):
+                store.search(name, run.movie_vectors[0], limit=3)
+        with pytest.raises(VerificationError, match=r"sha256|point \d+ has"):
+            verify(store, name, run)
+        assert sync(run, store).state == "repaired"
+        assert len(store.search(name, run.movie_vectors[0], limit=3)) == 3
+
+
+def test_a_large_file_is_read_once_and_again_when_it_was_written_to(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def noting(path: Path) -> str:
+        read.append(path.name)
+        return digest_of(path)
+
+    monkeypatch.setattr(edge, "digest_of", noting)
+    large = next(shard_of(folder).glob("segments/*/vector_storage/vectors/chunk_0.mmap"))
+
+    def search() -> int:
+        read.clear()
+        with open_store(folder) as store:
+            store.search("movies__" + run.run_id, run.movie_vectors[0], limit=3)
+        return read.count(large.name)
+
+    assert search() == 0  # sealing had read it
+    assert "flags_a.dat" in read
+    times = large.stat()
+    large.write_bytes(large.read_bytes())
+    os.utime(large, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert [search(), search()] == [1, 0]
+    (shard_of(folder).parent / "checked.json").write_text('{"generation": 3')
+    assert [search(), search()] == [2, 0]  # of both kinds of vectors
+
+
+@pytest.mark.parametrize("file", ["collections/*/collection.json", "aliases/movies.json"])
+def test_a_flipped_bit_anywhere_in_what_the_store_notes_is_refused(folder: Path, run: Run, file: str) -> None:
+    (path,) = folder.glob(file)
+    content = path.read_bytes()
+    for at in range(0, len(content), 19):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+        with open_store(folder) as store, pytest.raises(StoreError, match=re.escape(path.name)):
+            store.metadata(store.live("movies").collection)
+    with open_store(folder) as store:
+        name = f"movies__{run.run_id}"
+        if path.name == "collection.json":
+            assert sync(run, store).state == "created"
+        else:
+            assert store.promote("movies", name)
+        assert store.live("movies").collection == name
+
+
 @pytest.mark.slow
 def test_a_flipped_byte_in_any_file_is_found_and_repaired(folder: Path, run: Run) -> None:
     keys = sorted(
@@ -170,7 +238,8 @@ def test_a_flipped_byte_in_any_file_is_found_and_repaired(folder: Path, run: Run
 
 
 def test_a_broken_edge_config_is_mended(folder: Path, run: Run) -> None:
-    for content in (None, b"", b'{"vec'):
+    changed = (shard_of(folder) / "edge_config.json").read_bytes().replace(b"Dot", b"Euclid")
+    for content in (None, b"", b'{"vec', changed):
         config = shard_of(folder) / "edge_config.json"
         config.unlink() if content is None else config.write_bytes(content)
         with open_store(folder) as store:
@@ -200,7 +269,8 @@ def test_leftovers_of_a_kill_are_cleared_by_the_next_writer(folder: Path, run: R
         assert store.collections() == [collection.name]
         assert store.aliases() == {"movies": collection.name}
         sync(run, store)
-    assert {path.name for path in collection.iterdir()} == {"collection.json", shard_of(folder).name}
+    kept = {"collection.json", "checked.json", shard_of(folder).name}
+    assert {path.name for path in collection.iterdir()} == kept
     assert [path.name for path in (folder / "collections").iterdir()] == [collection.name]
     assert [path.name for path in (folder / "aliases").iterdir()] == ["movies.json"]
 

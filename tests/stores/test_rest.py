@@ -7,18 +7,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from email.utils import formatdate
 
-import httpx
 import pytest
 
 from embedstore.errors import NotFoundError, StoreError, StoreUnreachableError
 from embedstore.stores import rest
 from embedstore.stores.connection import Connection, Secret, endpoints_of
 from embedstore.stores.rest import (
+    READING_SECONDS,
     ConflictError,
     ForbiddenError,
+    NoAnswerError,
     OverloadedError,
     RestClient,
     UnknownKeyError,
+    anything,
     seconds_of,
 )
 from embedstore.stores.server import ServerStore
@@ -30,6 +32,7 @@ from tests.scripted import (
     GrpcServer,
     HttpServer,
     answer,
+    drip,
     everything_about,
     half_a_body,
     reset,
@@ -45,7 +48,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that were asked for; none is made, and a stall is one of 0.2 s."""
     made: list[float] = []
     monkeypatch.setattr(time, "sleep", made.append)
-    monkeypatch.setattr(rest, "_TIMEOUT", httpx.Timeout(0.2))
+    monkeypatch.setattr(rest, "_SHARE", READING_SECONDS / 0.2)
     return made
 
 
@@ -59,7 +62,7 @@ def client(*urls: str) -> Iterator[RestClient]:
 def ask(script: Sequence[Act]) -> tuple[object, int]:
     """Return the answer to one request, and the number of requests that it took."""
     with HttpServer(*script) as server, client(server.url) as asked:
-        return asked.get("/x"), len(server.requests)
+        return asked.get("/x", anything), len(server.requests)
 
 
 AT_ONCE: list[tuple[str, Act, type[StoreError | NotFoundError], str]] = [
@@ -114,6 +117,7 @@ AGAIN: list[tuple[str, Act]] = [
     ("reset", reset),
     ("half a body", half_a_body),
     ("a stall", stall),
+    ("a body by drips", drip),
     ("broken gzip", answer(200, "{}", content_encoding="gzip")),
 ]
 
@@ -126,12 +130,34 @@ def test_what_will_not_get_better_fails_at_once(
 ) -> None:
     with HttpServer(act, OK) as server, client(server.url) as asked:
         with pytest.raises(error) as caught:
-            asked.get("/x")
+            asked.get("/x", anything)
         assert len(server.requests) == 1
     assert type(caught.value) is error
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
     assert pauses == []
+
+
+WRITTEN = [answer(content={"result": result}) for result in (True, False, {"status": "acknowledged"})]
+
+
+@pytest.mark.parametrize("act", WRITTEN)
+def test_what_qdrant_says_to_a_write(act: Act, pauses: list[float]) -> None:
+    with HttpServer(act) as server, client(server.url) as asked:
+        asked.request("PUT", "/x", {})
+
+
+@pytest.mark.parametrize("result", [None, 7, [], {"hello": ["world"]}, "ok"], ids=str)
+def test_an_answer_to_another_question_is_none(result: object, pauses: list[float]) -> None:
+    with (
+        HttpServer(answer(content={"result": result, "status": "ok"})) as server,
+        client(server.url) as asked,
+    ):
+        with pytest.raises(StoreUnreachableError, match=r"answers PUT with 200 and .*, not as Qdrant does"):
+            asked.request("PUT", "/x", {})
+        with pytest.raises(StoreUnreachableError, match=r"answers GET with 200 and .*, not as Qdrant does"):
+            asked.get("/x", lambda found: found["aliases"])
+        assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("act", [case[1] for case in AGAIN], ids=[case[0] for case in AGAIN])
@@ -148,14 +174,30 @@ def test_but_not_for_ever_and_not_by_who_is_in_a_hurry(
     monkeypatch.setattr(rest, "_TRIES", 3)
     with HttpServer(act) as server, client(server.url) as asked:
         with pytest.raises(OverloadedError) as caught:
-            asked.get("/x")
+            asked.get("/x", anything)
         assert (len(server.requests), len(pauses)) == (3, 2)
         with pytest.raises(OverloadedError):
-            asked.get("/x", patient=False)
+            asked.get("/x", anything, patient=False)
         assert (len(server.requests), len(pauses)) == (4, 2)
     assert isinstance(caught.value, StoreUnreachableError)
     assert "\n" not in str(caught.value)
     assert KEY not in everything_about(caught.value)
+
+
+def test_no_try_begins_after_the_time_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    with HttpServer(stall) as server, client(server.url) as asked:
+        asked.seconds = 0.6
+        started = time.monotonic()
+        with pytest.raises(NoAnswerError, match="timed out"):
+            asked.get("/x", anything)
+        assert 0.2 <= time.monotonic() - started < 0.6 + 0.2 + 0.5
+        assert len(server.requests) <= 3
+
+
+def test_who_is_to_wait_longer_than_that_is_told_at_once(pauses: list[float]) -> None:
+    with pytest.raises(OverloadedError, match="try again in 31 s, as it asks"):
+        ask([answer(429, "", retry_after="31"), OK])
+    assert pauses == []
 
 
 def test_pauses_grow_and_are_random(pauses: list[float]) -> None:
@@ -169,12 +211,12 @@ def test_pauses_grow_and_are_random(pauses: list[float]) -> None:
 
 
 def test_a_pause_is_at_least_what_the_server_asks_for(pauses: list[float]) -> None:
-    in_100_seconds = formatdate(time.time() + 100, usegmt=True)
-    script = [answer(429, "", retry_after=asked) for asked in ("3", "2.5", in_100_seconds)]
+    in_20_seconds = formatdate(time.time() + 20, usegmt=True)
+    script = [answer(429, "", retry_after=asked) for asked in ("3", "2.5", in_20_seconds)]
     assert ask([*script, OK]) == (7, 4)
     assert pauses[0] > 3
     assert pauses[1] > 2.5
-    assert pauses[2] > 90
+    assert pauses[2] > 15
 
 
 def test_retry_after_that_says_nothing(pauses: list[float]) -> None:
@@ -186,7 +228,7 @@ def test_a_redirect_is_not_followed_with_the_key(pauses: list[float]) -> None:
     with HttpServer(OK) as thief:
         with HttpServer(answer(301, "", location=thief.url)) as server, client(server.url) as asked:
             with pytest.raises(StoreError, match=f"redirects to {thief.url}"):
-                asked.get("/x")
+                asked.get("/x", anything)
             assert server.requests[0].headers["api-key"] == KEY
         assert thief.requests == []
 
@@ -198,7 +240,7 @@ def test_a_key_over_plain_http_does_not_pass_the_proxy_of_the_environment(
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url)
         with client(server.url) as asked:
-            assert asked.get("/x") == 7
+            assert asked.get("/x", anything) == 7
         assert proxy.requests == []
 
 
@@ -215,7 +257,7 @@ def test_an_answer_that_holds_the_key_is_told_without_it(
 
 def test_the_next_node_answers_without_a_pause(pauses: list[float]) -> None:
     with HttpServer(OK) as server, client("http://127.0.0.1:9", server.url) as asked:
-        assert asked.get("/x") == 7
+        assert asked.get("/x", anything) == 7
     assert pauses == []
 
 
@@ -225,7 +267,7 @@ def test_a_node_that_answers_is_quoted_rather_than_one_that_is_away(pauses: list
         client("http://127.0.0.1:9", server.url, "http://127.0.0.1:9") as asked,
         pytest.raises(StoreUnreachableError, match=r"500: .*no quorum"),
     ):
-        asked.get("/x", patient=False)
+        asked.get("/x", anything, patient=False)
 
 
 def test_an_overloaded_node_is_passed_by(pauses: list[float]) -> None:
@@ -234,7 +276,7 @@ def test_an_overloaded_node_is_passed_by(pauses: list[float]) -> None:
         HttpServer(OK) as server,
         client(busy.url, server.url) as asked,
     ):
-        assert asked.get("/x") == 7
+        assert asked.get("/x", anything) == 7
     assert pauses == []
 
 
@@ -245,7 +287,7 @@ def test_a_dead_server_and_an_unknown_name_are_told_apart(pauses: list[float]) -
         (f"http://{'a' * 64}.invalid", "the name is unknown"),
     ]:
         with client(url) as asked, pytest.raises(StoreUnreachableError, match=advice):
-            asked.get("/x", patient=False)
+            asked.get("/x", anything, patient=False)
 
 
 def test_the_port_of_grpc_is_recognised(pauses: list[float]) -> None:
@@ -254,7 +296,7 @@ def test_the_port_of_grpc_is_recognised(pauses: list[float]) -> None:
         client(f"http://127.0.0.1:{server.port}") as asked,
         pytest.raises(StoreUnreachableError, match="the port of its gRPC"),
     ):
-        asked.get("/x", patient=False)
+        asked.get("/x", anything, patient=False)
 
 
 def test_plain_http_where_tls_was_expected(pauses: list[float]) -> None:
@@ -263,7 +305,7 @@ def test_plain_http_where_tls_was_expected(pauses: list[float]) -> None:
         client(server.url.replace("http:", "https:")) as asked,
         pytest.raises(StoreUnreachableError, match="does it speak plain http"),
     ):
-        asked.get("/x", patient=False)
+        asked.get("/x", anything, patient=False)
 
 
 def test_the_clock_of_the_server(pauses: list[float]) -> None:

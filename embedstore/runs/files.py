@@ -117,6 +117,8 @@ def map_array(file: FileIO) -> npt.NDArray[Any]:
 
 
 def _regular(found: os.stat_result, path: Path) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if stat.S_ISLNK(found.st_mode):
         raise OSError(errno.ELOOP, "a link, which is not followed", str(path))
     if not stat.S_ISREG(found.st_mode):

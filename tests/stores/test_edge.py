@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,8 @@ def test_a_folder_in_place_of_a_file_is_named_with_what_to_do(folder: Path, run:
     with open_store(folder) as store:
         with pytest.raises(StoreError, match=f"{file}: Is a directory; something else is in its place, move"):
             sync(run, store)
-        assert {finding.level for finding in doctor(store, [run.run_id])} > {"problem"}
+        findings = doctor(lambda: nullcontext(store), run.path.parent)
+        assert {finding.level for finding in findings} > {"problem"}
         (folder / file).rename(folder / "away")
         assert sync(run, store).state == "unchanged"
 

@@ -379,6 +379,8 @@ class EdgeStore(Store):
                 alias = path.name.removesuffix(".json")
                 try:
                     targets[alias] = _read_alias(path)["collection"]
+                except FileNotFoundError:  # gone by now, or a link to nothing
+                    continue
                 except StoreError as error:
                     damaged[alias] = error
         return targets, damaged

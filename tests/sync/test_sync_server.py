@@ -178,7 +178,7 @@ def test_metadata_that_say_something_else_of_the_run_are_named_and_mended(
     name = sync(run, store).collection
     right = store.metadata(name)
     for wrong in ({"count": 1}, {"tower": "dense"}, {"run_id": "20000101t000000-0000"}, {"debias": 0.25}):
-        store.set_metadata(name, replace(right, **wrong))  # type: ignore[arg-type]
+        store.set_metadata(name, replace(right, **wrong))
         ((key, value),) = wrong.items()
         with pytest.raises(VerificationError, match=f"{key} {value}, expected|holds run"):
             verify(store, name, run)
@@ -237,7 +237,8 @@ def test_flips_are_never_carried_into_what_another_tool_made(
     move = {"create_alias": {"alias_name": "movies", "collection_name": "canary"}}
     store._rest.request("POST", "/collections/aliases", {"actions": [move]})
     store.drop(name)
-    assert store._rest.get("/collections/canary")["config"].get("metadata") in (None, {})
+    info = store._rest.get("/collections/canary", anything)
+    assert info["config"].get("metadata") in (None, {})
 
 
 def test_flips_that_are_none_are_not_carried(store: ServerStore, run: Run, tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ _ROUNDS = 6  # of advice
 _ELSEWHERE = "elsewhere"
 _NOBODY = "20000101t000000-0000"  # a run that is not there
 _STORES: dict[str, StoreKind] = {"edge": "embedded", "local": "server", "rest": "server", "grpc": "server"}
+_HARMLESS_TO_METADATA = {"points deleted", "points changed", "points added", "indexes"}
 _CLUMSY = (OSError, ValueError, KeyError, TypeError, StopIteration, httpx.HTTPError)
 
 Content = dict[PointId, tuple[bytes, bytes | None, dict[str, Any]]]  # vectors and payload of every point
@@ -189,7 +190,7 @@ class World:
             first.sole = False
         if victim.other in self.held and "swapped" in act.what:
             self.disturbed.setdefault(victim.other, Disturbed(self.victim(victim.other), False))
-        if act.kind not in ("points deleted", "points changed", "points added", "indexes"):
+        if act.kind not in _HARMLESS_TO_METADATA:
             self.flips = None
         self.foreign = self._foreign()
         self.reopen()
@@ -241,7 +242,10 @@ class World:
         assert outcome == "mended" or sole is None or not sole.mended, f"{sole}: {outcome}"
         assert self.must(self.store.aliases)[victim.alias] == name
         self.must(lambda: verify(self.store, victim.alias, victim.run))
-        self.held[name] = Held(victim.run, True, content_of([points(victim.run)]))
+        pinned = self.store.metadata(name).pinned is not None
+        if {act.kind for act in found.acts} <= _HARMLESS_TO_METADATA:
+            assert pinned == self.held[name].pinned
+        self.held[name] = Held(victim.run, True, content_of([points(victim.run)]), pinned)
         self.outcomes[f"{'named' if named else 'not wrong'}, {outcome}"] += len(found.acts)
         if not self.disturbed:
             self._tidy()

@@ -198,6 +198,8 @@ def test_a_payload_that_nests_too_deeply_for_grpc_is_mended(store: ServerStore, 
     by_other_hands(store, "PUT", "/points?wait=true", {"points": [point(run, 3, payload={"title": deep})]})
     with pytest.raises(VerificationError, match="point 4 "):
         verify(store, "movies", run)
+    pages = list(store.scroll(f"movies__{RUN_ID}", limit=2))  # by gRPC, by REST, and by gRPC again
+    assert [key for page in pages for key in page.ids] == list(range(1, 41))
     assert sync(run, store).written == 1
 
 

@@ -83,7 +83,7 @@ T = TypeVar("T")
 OLDEST_SERVER = (1, 17, 1)
 _PROMOTIONS_KEPT = 100
 _PROMOTIONS = "promotions"  # in the metadata: [{"alias", "at", "previous", ...}, ...], oldest first
-_PROMOTING = "promoting"  # in the metadata: since when somebody is about to point an alias here
+_PROMOTING = "promoting"  # in the metadata: {"at", "who"} of somebody who is about to point an alias here
 _PROMOTING_SECONDS = 600.0  # after which he was killed
 _NAME = re.compile(r"[^/\\\0<>:\"|?*]{1,250}")
 _OUR_NAME = re.compile(r".+__\d{8}t\d{6}-[0-9a-f]{4}(_debias[01]\.\d\d)?")  # ALIAS__RUN
@@ -300,11 +300,8 @@ class ServerStore(Store):
             self._await_silence(name)
         self._patch(name, {"state": "deleting"})
         try:
+            self._refuse_promoted(name)  # first: a promotion that has ended since shows in the aliases
             self._refuse_needed(name)
-            since = (self._metadata_of(name) or {}).get(_PROMOTING)
-            age = seconds_since(since)
-            if age is not None and age < _PROMOTING_SECONDS:
-                raise StoreError(f"collection {name!r} is being promoted; try again in a minute")
         except StoreError:
             self._patch(name, {"state": "building" if before.state == "building" else "sealed"})
             raise
@@ -313,6 +310,15 @@ class ServerStore(Store):
         self._forget(name)
         self._rest.request("DELETE", _path(name))
 
+    def _refuse_promoted(self, name: str) -> None:
+        mark = (self._metadata_of(name) or {}).get(_PROMOTING)
+        if not isinstance(mark, dict) or _is_dead(str(mark.get("who"))):
+            return
+        age = seconds_since(mark.get("at"))
+        if age is not None and age < _PROMOTING_SECONDS:
+            who = _in_words(mark.get("who"))
+            raise StoreError(f"collection {name!r} is being promoted by {who}; wait until it has finished")
+
     # Aliases
 
     def aliases(self) -> dict[str, str]:
@@ -320,12 +326,14 @@ class ServerStore(Store):
 
     def _flip(self, alias: str, name: str, note: Note) -> bool:
         previous = self.aliases().get(alias)
-        if previous == name:
-            return False
         flips: list[Promotion] = []
         with suppress(StoreError, NotFoundError):  # the history never stands in the way of a flip
             flips = self.promotions(alias)
-        self._patch(name, {_PROMOTING: now()})
+            if previous == name and not flips[-1].at:  # whoever flipped it was killed before he noted it
+                self._note(alias, name, flips[-2].collection if flips[1:] else None, note, flips)
+        if previous == name:
+            return False
+        self._patch(name, {_PROMOTING: {"at": now(), "who": self._name}})
         try:
             self._forget(name)
             self._require_sealed(name)
@@ -343,7 +351,8 @@ class ServerStore(Store):
     def _note(
         self, alias: str, name: str, previous: str | None, note: Note, flips: Sequence[Promotion]
     ) -> None:
-        at = moment_after(flips[-1].at if flips else None)
+        """Note a flip from previous to name in the latter, after flips."""
+        at = moment_after(max((flip.at for flip in flips), default=""))
         flip = {"alias": alias, "at": at, "previous": previous, **note.to_dict()}
         noted = {_PROMOTIONS: [*self._flips_in(name), flip][-_PROMOTIONS_KEPT:], _PROMOTING: None}
         self._patch(name, {"state": "sealed", **noted})  # a killed gc may have left its mark
@@ -351,17 +360,26 @@ class ServerStore(Store):
     def promotions(self, alias: str) -> list[Promotion]:
         """Return the flips of alias, newest last, as the collections that are there remember them.
 
-        A flip that was not noted, by a kill or by other hands, is the last one and has no time.
+        A flip that was not noted, by a kill or by other hands, has no time. It is the last one, or is told
+        of by the one after it, which noted what the alias named then.
         """
         target = self.aliases().get(valid_alias(alias))
         if target is None:
             return []
         found: dict[tuple[str, str], Promotion] = {}
+        run_ids: dict[str, str] = {}
         for name in self._all_names():
             with suppress(OverloadedError):  # what has lost its last replica cannot be returned to either
-                for flip in _noted(self._metadata_of(name) or {}, name, alias):
+                content = self._metadata_of(name) or {}
+                run_ids[name] = str(content.get("run_id"))
+                for flip in _noted(content, name, alias):
                     found[flip.at, flip.collection] = flip
-        flips = sorted(found.values(), key=lambda flip: flip.at)
+        flips: list[Promotion] = []
+        for flip in sorted(found.values(), key=lambda flip: flip.at):
+            before = flip.previous
+            if before in run_ids and (not flips or flips[-1].collection != before):
+                flips.append(Promotion(before, run_ids[before], ""))
+            flips.append(flip)
         if not flips or flips[-1].collection != target:
             flips.append(Promotion(target, self.metadata(target).run_id, ""))
         return flips[-_PROMOTIONS_KEPT:]
@@ -740,10 +758,14 @@ def _noted(metadata: Mapping[str, Any], name: str, alias: str) -> list[Promotion
 
 
 def _taken_over(name: str, found: Metadata) -> StoreLockedError:
-    host, pid, _ = (*str(found.writer).split(":"), "", "")[:3]
     return StoreLockedError(
-        f"collection {name!r} is being written by process {pid} on {host}; wait until it has finished"
+        f"collection {name!r} is being written by {_in_words(found.writer)}; wait until it has finished"
     )
+
+
+def _in_words(writer: object) -> str:
+    host, pid, _ = (*str(writer).split(":"), "", "")[:3]
+    return f"process {pid} on {host}"
 
 
 def _is_dead(writer: str) -> bool:

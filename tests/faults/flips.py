@@ -46,7 +46,6 @@ __all__ = [
 HISTORY = (1, 5, 9)
 K = 10
 _READY_SECONDS = 60.0
-_PAUSE = 0.001  # so that who writes has a processor, too
 _KEPT = 5  # reproductions of each kind
 RUN_IDS = ("20260101t000000-0001", "20260101t000000-0002")
 
@@ -245,7 +244,7 @@ WAYS: Mapping[str, Callable[[Place], Any]] = {
 _PYTHONPATH = {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-def _read(kind: str, place: Place, ready: Any, stop: Any, results: Any) -> None:
+def _read(kind: str, place: Place, pause: float, ready: Any, stop: Any, results: Any) -> None:
     """Ask again and again until stop is set, in a process of its own."""
     found = Findings(kind)
     with WAYS[kind](place) as ask:
@@ -258,20 +257,23 @@ def _read(kind: str, place: Place, ready: Any, stop: Any, results: Any) -> None:
             else:
                 found.note(reading, place.truths[reading.run_id])
             ready.set()
-            time.sleep(_PAUSE)
+            time.sleep(pause)
     results.put(found)
 
 
 class Readers:
-    """Processes that read, one for each kind, while the `with` lasts; findings are there after it."""
+    """Processes that read, one for each kind, while the `with` lasts; findings are there after it.
 
-    def __init__(self, place: Place, kinds: Sequence[str]) -> None:
+    pause: seconds between two questions, so that who writes has a processor, too.
+    """
+
+    def __init__(self, place: Place, kinds: Sequence[str], *, pause: float = 0.001) -> None:
         context = multiprocessing.get_context("spawn")
         self.findings: list[Findings] = []
         self._stop, self._results = context.Event(), context.Queue()
         self._ready = [context.Event() for _ in kinds]
         self._processes = [
-            context.Process(target=_read, args=(kind, place, ready, self._stop, self._results))
+            context.Process(target=_read, args=(kind, place, pause, ready, self._stop, self._results))
             for kind, ready in zip(kinds, self._ready, strict=True)
         ]
 

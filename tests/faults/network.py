@@ -29,6 +29,7 @@ EXIT_CODES = {0, 1, 3, 4, 5}  # of a command that a person has typed right
 LONGEST = 60.0  # seconds, for a command one request of which goes wrong
 _WAITING = {"stall", "late answer", "drip"}  # faults that take their time
 _SHORT_STALL, _LONG_STALL = 0.3, 10.0
+_LONG_FROM = 5  # requests, from which on the campaign takes its time
 _RATE = 0.15
 
 
@@ -102,13 +103,17 @@ class _Bench:
             code = embedstore([*command.arguments, *where])
         return _Outcome(code, out.getvalue(), said.getvalue(), time.perf_counter() - started)
 
-    def length(self, command: _Command, way: str) -> int:
-        """Return how many requests a command makes where nothing goes wrong."""
+    def positions(self, command: _Command, way: str) -> list[int]:
+        """Return where a command's requests are, those that repeat the one before left out."""
         command.prepare(self.store, *self.runs)
+        before = len(self.proxy.requests)
         self.proxy.restart()
         done = self.attempt(command, grpc=way == "grpc")
         assert done.code == 0, done
-        return self.proxy.seen[way]
+        if way == "grpc":
+            return list(range(1, self.proxy.seen[way] + 1))
+        made = [(request.method, request.path) for request in self.proxy.requests[before:]]
+        return [n for n, request in enumerate(made, start=1) if n == 1 or request != made[n - 2]]
 
     def try_it(
         self, tally: Tally, command: _Command, reproduction: str, **choices: Callable[[int], str | None]
@@ -148,7 +153,9 @@ class _Bench:
         verify(self.store, target, live)
         flips = self.store.promotions("movies")
         assert flips[-1].collection == target, flips[-3:]
-        assert all(one.at < two.at or not two.at for one, two in itertools.pairwise(flips)), flips
+        noted = [flip.at for flip in flips if flip.at]
+        assert noted == sorted(set(noted)), flips
+        assert all(one.collection != two.collection for one, two in itertools.pairwise(flips)), flips
         return live
 
     def _check_done(self, command: _Command, done: _Outcome) -> None:
@@ -192,33 +199,33 @@ def _bench(folder: Path, stall: float) -> Iterator[_Bench]:
             os.environ["EMBEDSTORE_QDRANT_API_KEY"] = before
 
 
-def _spread(length: int, size: int) -> list[int]:
-    """Return size of the numbers from 1 to length, evenly, or all."""
-    size = min(size, length)
-    return sorted({round(1 + (length - 1) * (step + 0.5) / size) for step in range(size)})
+def _spread(positions: Sequence[int], size: int) -> list[int]:
+    """Return size of the positions, evenly, or all."""
+    size = min(size, len(positions))
+    return [positions[int(len(positions) * (step + 0.5) / size)] for step in range(size)]
 
 
 def broken_requests(folder: Path, size: int) -> list[Count]:
     """sync, promote, rollback, query, verify and gc go through a proxy that does one thing to one request
-    of theirs: the first, the second, and so on, up to size of them for each fault. A stall, a late answer
-    (to a request that did arrive) and a drip are given to a fifth of these. Readers ask the
-    server itself all the while.
+    of theirs, up to `size` of them for each fault and command, spread over all that it makes. A stall of
+    ten seconds, a late answer (to a request that did arrive) and a drip are done to a fifth of these.
+    Readers ask the server itself all the while.
 
     The command ends well, and then the collection equals its run, the alias and the history are right; or
     it says so in one sentence, with an exit code of the documented ones, within a minute, and the same
     command without the proxy ends well. What the alias names is whole at any time, readers see nothing
     else, and no word of it holds the key.
     """
-    stall = _LONG_STALL if size >= 20 else _SHORT_STALL
+    stall = _LONG_STALL if size >= _LONG_FROM else _SHORT_STALL
     with _bench(folder, stall) as bench:
         _synced(bench.store, *bench.runs)
         started = time.perf_counter()
-        with Readers(bench.place, ["query", "raw history"]) as readers:
+        with Readers(bench.place, ["query", "raw history"], pause=0.02) as readers:
             tallies = {fault: Tally(f"{fault}, REST", "server") for fault in REST_FAULTS}
             for command in bench.commands:
-                length = bench.length(command, "rest")
+                positions = bench.positions(command, "rest")
                 for fault, tally in tallies.items():
-                    for position in _spread(length, -(-size // 5) if fault in _WAITING else size):
+                    for position in _spread(positions, -(-size // 5) if fault in _WAITING else size):
                         bench.try_it(
                             tally, command, f"{fault} at request {position}", rest=at(position, fault)
                         )
@@ -228,24 +235,24 @@ def broken_requests(folder: Path, size: int) -> list[Count]:
 
 def broken_grpc(folder: Path, size: int) -> list[Count]:
     """The same where points travel by gRPC, whose bytes the proxy delays, drips or breaks off at one of the
-    pieces that sync and verify send; size of them for each fault.
+    pieces that sync and verify send, up to `size` of them for each fault.
     """
-    stall = _LONG_STALL if size >= 20 else _SHORT_STALL
+    stall = _LONG_STALL if size >= _LONG_FROM else _SHORT_STALL
     with _bench(folder, stall) as bench:
         tallies = {fault: Tally(f"{fault}, gRPC", "server") for fault in GRPC_FAULTS}
         for command in bench.commands:
             if command.name not in ("sync", "verify"):
                 continue
-            length = bench.length(command, "grpc")
+            positions = bench.positions(command, "grpc")
             for fault, tally in tallies.items():
-                for position in _spread(length, size):
+                for position in _spread(positions, size):
                     bench.try_it(tally, command, f"{fault} at piece {position}", grpc=at(position, fault))
         return [tally.count() for tally in tallies.values()]
 
 
 def flaky_network(folder: Path, size: int) -> list[Count]:
-    """The same where every request has its own luck: one in seven meets a fault, drawn from a seed. size
-    seeds; a stall is short here.
+    """The same where every request has its own luck: one in seven meets a fault, drawn from a seed,
+    for `size` seeds. A stall is short here.
     """
     with _bench(folder, _SHORT_STALL) as bench:
         tally = Tally(f"one of {len(REST_FAULTS)} faults for one request in seven", "server")

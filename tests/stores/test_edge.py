@@ -285,6 +285,22 @@ def test_leftovers_of_a_kill_are_cleared_by_the_next_writer(folder: Path, run: R
     assert [path.name for path in (folder / "aliases").iterdir()] == ["movies.json"]
 
 
+def test_what_a_killed_reader_left_in_a_shard_is_removed_when_no_reader_can_be_at_it(
+    folder: Path, run: Run
+) -> None:
+    shard = shard_of(folder)
+    old = [shard / ".atomicwriteabc", next(shard.glob("segments/*")) / ".atomicwritedef"]
+    new = shard / ".atomicwriteghi"
+    for left in (*old, new):
+        left.mkdir()
+        (left / "tmpfile.tmp").write_text("x")
+    for left in old:
+        os.utime(left, (0, 0))
+    with open_store(folder) as store:
+        assert sync(run, store).state == "unchanged"
+    assert [left.exists() for left in (*old, new)] == [False, False, True]
+
+
 def test_a_full_disk_is_one_sentence_and_nothing_is_written(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,8 +111,9 @@ def test_an_interrupted_sync_carries_on(
     assert verify(store, "movies", run).count == 40
 
 
+@pytest.mark.parametrize("again", [False, True])
 def test_a_kill_between_flip_and_note_loses_no_history(
-    store: ServerStore, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: ServerStore, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, again: bool
 ) -> None:
     other = tiny_run(tmp_path, seed=5, run_id="20260101t000000-0002")
     sync(run, store)
@@ -120,9 +121,23 @@ def test_a_kill_between_flip_and_note_loses_no_history(
         patch.setattr(ServerStore, "_note", lambda *_: None)
         sync(other, store)
     assert [flip.run_id for flip in store.promotions("movies")] == [run.run_id, other.run_id]
+    assert store.promotions("movies")[-1].at == ""
+    if again:
+        assert not promote_run(store, other.run_id)
+        assert store.promotions("movies")[-1].at
     assert rollback(store).run_id == run.run_id
-    assert promote_run(store, other.run_id)
-    assert [flip.run_id for flip in store.promotions("movies")][-1] == other.run_id
+    with monkeypatch.context() as patch:
+        patch.setattr(ServerStore, "_note", lambda *_: None)
+        assert promote_run(store, other.run_id)
+    assert rollback(store).run_id == run.run_id
+    flips = [(flip.run_id, bool(flip.at)) for flip in store.promotions("movies")]
+    assert flips == [
+        (run.run_id, True),
+        (other.run_id, again),
+        (run.run_id, True),
+        (other.run_id, False),
+        (run.run_id, True),
+    ]
 
 
 def test_a_collection_of_something_else_under_our_name_is_refused(store: ServerStore, run: Run) -> None:

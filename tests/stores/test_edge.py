@@ -104,14 +104,20 @@ def test_advice_about_a_damaged_alias_works(folder: Path, run: Run) -> None:
             assert sync(run, store).state == "unchanged"
 
 
-def test_an_alias_that_is_a_link_to_nothing_is_none(folder: Path, run: Run) -> None:
+@pytest.mark.parametrize("target", ["nowhere", "movies.json", "../elsewhere.json"])
+def test_an_alias_that_is_a_link_is_not_followed_and_what_to_do_works(
+    folder: Path, run: Run, target: str
+) -> None:
     path = folder / "aliases" / "movies.json"
-    path.unlink()
-    path.symlink_to("nowhere")
+    path.rename(folder / "elsewhere.json")
+    path.symlink_to(target)
     with open_store(folder) as store:
-        assert store.aliases() == {}
+        with pytest.raises(
+            StoreError, match=r"movies\.json: .*; something else is in its place, move it away"
+        ):
+            sync(run, store)
+        path.rename(folder / "away")
         assert sync(run, store).promoted
-    assert not path.is_symlink()
 
 
 def test_a_history_that_is_none_takes_no_alias_down(folder: Path, run: Run) -> None:

@@ -387,7 +387,7 @@ class EdgeStore(Store):
             for path in sorted((self.path / "aliases").glob("[!.]*.json")):
                 alias = path.name.removesuffix(".json")
                 try:
-                    with _disk(path):
+                    with _disk(path), suppress(FileNotFoundError):  # gone by now
                         targets[alias] = _read_alias(path)["collection"]
                 except StoreError as error:
                     damaged[alias] = error

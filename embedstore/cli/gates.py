@@ -30,7 +30,7 @@ def gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def print_gates(results: Sequence[GateResult]) -> None:
     """Print a line for every gate."""
     for result in results:
-        click.echo(f"gate {result.gate} {'passed' if result.passed else 'failed'}: {escape(result.text)}")
+        click.echo(escape(f"gate {result.gate} {'passed' if result.passed else 'failed'}: {result.text}"))
 
 
 def refuse_failed(results: Sequence[GateResult], *, alias: str, before: str | None, reference: str) -> None:

@@ -209,7 +209,7 @@ def history(count: int, store_location: str, alias: str, *, as_json: bool) -> No
         print_json([{"n": n, **asdict(flip), "there": flip.collection in there} for n, flip in shown])
         return
     print_table(
-        [Column("N", right=True), "when (UTC)", "to", "from", "who"],
+        [Column("N", right=True), "when (UTC)", "to", "from", Column("who", shrink=True)],
         (
             [
                 n,

@@ -197,7 +197,7 @@ class Run:
         if restored_from := self.manifest.config.get("restored_from"):
             return NotFoundError(
                 f"run {self.run_id} was restored from {restored_from} and knows no users; give the movies "
-                "they rated with --history, or copy the run's own folder here"
+                "they rated with --history, or put the run's own folder in its place"
             )
         return NotFoundError(
             f"user {user_id} is not among the {len(self.users)} users of run {self.run_id}; "

@@ -93,6 +93,9 @@ _EXACT = edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10000)
 # indexes per point, then the first pages of all files.
 _POINT_BYTES = 1000
 _SHARD_BYTES = 4 << 20
+_CHUNK = 32 << 20  # of vectors, most of it a hole in a small collection
+_HOLES = 18 << 20  # in the other files
+_ROOM_TO_OPEN = 1 << 20  # Edge writes edge_config.json and segment.json
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,7 @@ class EdgeStore(Store):
                 if self._record(name).sealed:
                     raise StoreError(f"collection {name!r} exists and is sealed; use revise to change it")
             self._abandon(name)
-            self._require_room(_expected_bytes(metadata.count, spec))
+            self._require_room(_expected_bytes(metadata.count, spec, self.path))
             folder = self.path / "collections" / name
             _remove(folder)
             generation = _new_generation()
@@ -224,13 +227,13 @@ class EdgeStore(Store):
             folder = self.path / "collections" / name
             generation = _new_generation()
             if empty:
-                self._require_room(_expected_bytes(record.metadata.count, record.metadata.spec))
+                self._require_room(_expected_bytes(record.metadata.count, record.metadata.spec, self.path))
                 (folder / generation).mkdir()
                 shard = _create_shard(folder / generation, record.metadata.spec)
             else:
                 source = folder / record.generation
                 self._check_sizes(name, record)
-                self._require_room(_allocated(source) + _SHARD_BYTES)
+                self._require_room(_allocated(source) + _expected_bytes(0, record.metadata.spec, self.path))
                 _copy_tree(source, folder / generation)
                 if not self.intact(name):
                     _try_to_load(name, folder / generation, record)
@@ -501,7 +504,7 @@ class EdgeStore(Store):
         for name in self.collections():
             with suppress(StoreError, NotFoundError):  # a damaged one is reported by whoever asks for it
                 specs.append(self.metadata(name))
-        needed = max((_expected_bytes(found.count, found.spec) for found in specs), default=0)
+        needed = max((_expected_bytes(found.count, found.spec, self.path) for found in specs), default=0)
         return shutil.disk_usage(self.path).free, needed
 
     def _acquire(self) -> None:
@@ -594,9 +597,11 @@ class EdgeStore(Store):
         record = self._record(name)
         if record.sealed:
             raise StoreError(f"collection {name!r} is sealed; use revise to change it")
-        folder = self.path / "collections" / name
-        _try_to_load(name, folder / record.generation, record)  # a kill or a power cut may have torn it
-        shard = _load_shard(folder / record.generation, record)
+        folder = self.path / "collections" / name / record.generation
+        expected = _expected_bytes(record.metadata.count, record.metadata.spec, self.path)
+        self._require_room(max(expected - _allocated(folder), _SHARD_BYTES))
+        _try_to_load(name, folder, record)  # a kill or a power cut may have torn it
+        shard = _load_shard(folder, record)
         _reindex(shard)
         self._writing[name] = _Writing(record.generation, shard)
         return self._writing[name]
@@ -643,11 +648,17 @@ class EdgeStore(Store):
             raise _damaged(name, f"{changed} does not have the sha256 that was sealed")
         config = folder / _EDGE_CONFIG
         with ExitStack() as copy:
-            if not os.access(folder, os.W_OK) or (config.exists() and not os.access(config, os.W_OK)):
-                home = Path(tempfile.gettempdir())
+            read_only = not os.access(folder, os.W_OK) or (config.exists() and not os.access(config, os.W_OK))
+            if read_only or shutil.disk_usage(folder).free < _ROOM_TO_OPEN:
+                home = _home_of_scratch()
                 with _disk(home):
                     scratch = copy.enter_context(scratch_folder(home))
-                    _copy_tree(folder, scratch / record.generation)
+                    if read_only:
+                        needed = _allocated(folder) + _expected_bytes(0, record.metadata.spec, home)
+                        _require_room(home, needed)
+                        _copy_tree(folder, scratch / record.generation)
+                    else:
+                        _link_tree(folder, scratch / record.generation)
                 folder = scratch / record.generation
             if changed is not None:
                 _try_to_load(name, folder, record)
@@ -680,13 +691,17 @@ class EdgeStore(Store):
         return changed
 
     def _require_room(self, needed: int) -> None:
-        """Raise StoreError where the disk lacks the room: a full disk under a memory map ends the process."""
-        free = shutil.disk_usage(self.path).free
-        if free < needed:
-            raise StoreError(
-                f"the disk of store {self.path} has {free / 1e6:.0f} MB free and "
-                f"{needed / 1e6:.0f} MB are needed; make room or choose another --store"
-            )
+        _require_room(self.path, needed)
+
+
+def _require_room(path: Path, needed: int) -> None:
+    """Raise StoreError where the disk lacks the room: a full disk under a memory map ends the process."""
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise StoreError(
+            f"the disk of {path} has {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB are needed; "
+            "make room or choose another --store"
+        )
 
 
 def _make_store(path: Path) -> None:
@@ -842,8 +857,29 @@ def _close(shard: edge.EdgeShard) -> None:
         shard.close()
 
 
-def _expected_bytes(count: int, spec: CollectionSpec) -> int:
-    return count * (spec.dim * 4 * (2 if spec.additive else 1) + _POINT_BYTES) + _SHARD_BYTES
+def _expected_bytes(count: int, spec: CollectionSpec, path: Path) -> int:
+    """Return how much room a shard of count points takes at most on the disk of path."""
+    kinds = 2 if spec.additive else 1
+    written = count * (spec.dim * 4 * kinds + _POINT_BYTES) + _SHARD_BYTES
+    return written + (_HOLES + kinds * _CHUNK if _in_memory(path) else 0)
+
+
+def _in_memory(path: Path) -> bool:
+    """Whether path is on a tmpfs, where a hole of a file takes room once it is read through a memory map."""
+    device = path.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(OSError):
+        mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text("utf-8").splitlines()]
+        return any(part[2] == wanted and part[part.index("-") + 1] == "tmpfs" for part in mounts)
+    return False
+
+
+def _home_of_scratch() -> Path:
+    """Return where files can be kept for a moment, be all disks full."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        return Path("/dev/shm")  # noqa: S108 - scratch_folder makes a folder of mode 700 in it
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
@@ -925,6 +961,18 @@ def _copy_tree(source: Path, target: Path) -> None:
                     else:
                         new.write(block)
                 new.truncate(new.tell())
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Make a shard of the large files of another: links to its folders, copies of what Edge replaces."""
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.is_file():
+            shutil.copy(path, target / path.name)
+        elif (source / _SEGMENT).exists():
+            (target / path.name).symlink_to(path.resolve())
+        elif not path.name.startswith(_EDGE_UNFINISHED):
+            _link_tree(path, target / path.name)
 
 
 def _sync_tree(folder: Path) -> None:

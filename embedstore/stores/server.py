@@ -60,6 +60,7 @@ from embedstore.stores.contract import (
     SearchIndex,
     Spread,
     check_batch,
+    collection_name,
     now,
     point_id,
     rows_of,
@@ -83,7 +84,8 @@ T = TypeVar("T")
 OLDEST_SERVER = (1, 17, 1)
 _PROMOTIONS_KEPT = 100
 _PROMOTIONS = "promotions"  # in the metadata: [{"alias", "at", "previous", ...}, ...], oldest first
-_PROMOTING = "promoting"  # in the metadata: since when somebody is about to point an alias here
+_PROMOTING = "promoting"  # in the metadata: {"at", "who"} of somebody who is about to point an alias here
+_UNKNOWN = Note(who="", tool_version="")
 _PROMOTING_SECONDS = 600.0  # after which he was killed
 _NAME = re.compile(r"[^/\\\0<>:\"|?*]{1,250}")
 _OUR_NAME = re.compile(r".+__\d{8}t\d{6}-[0-9a-f]{4}(_debias[01]\.\d\d)?")  # ALIAS__RUN
@@ -91,6 +93,7 @@ _IN_FLIGHT = 2
 _READY_SECONDS = 3600.0
 _SETTLE_SECONDS = 30.0  # for the nodes of a cluster to agree
 _SETTLING = (0.0, *[0.02] * 50)  # looks, until it is written again
+_LOST_SECONDS = 3.0  # until a collection that cannot be read is taken for lost
 _PEER_SECONDS = 5  # for one of them to answer another
 _BATCH_QUERIES = 64
 _COMPARISONS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
@@ -299,18 +302,28 @@ class ServerStore(Store):
             self._await_silence(name)
         self._patch(name, {"state": "deleting"})
         try:
+            self._refuse_promoted(name)  # first: a promotion that has ended since shows in the aliases
             self._refuse_needed(name)
-            since = (self._metadata_of(name) or {}).get(_PROMOTING)
-            age = seconds_since(since)
-            if age is not None and age < _PROMOTING_SECONDS:
-                raise StoreError(f"collection {name!r} is being promoted; try again in a minute")
         except StoreError:
             self._patch(name, {"state": "building" if before.state == "building" else "sealed"})
             raise
-        with suppress(StoreError, NotFoundError):  # the history never stands in the way
+        try:
             self._carry(name)
+        except StoreUnreachableError:  # the next gc goes on with it
+            raise
+        except (StoreError, NotFoundError):
+            pass  # what other hands have made of the history does not stand in the way
         self._forget(name)
         self._rest.request("DELETE", _path(name))
+
+    def _refuse_promoted(self, name: str) -> None:
+        mark = (self._metadata_of(name) or {}).get(_PROMOTING)
+        if not isinstance(mark, dict) or _is_dead(str(mark.get("who"))):
+            return
+        age = seconds_since(mark.get("at"))
+        if age is not None and age < _PROMOTING_SECONDS:
+            who = _in_words(mark.get("who"))
+            raise StoreError(f"collection {name!r} is being promoted by {who}; wait until it has finished")
 
     # Aliases
 
@@ -319,12 +332,18 @@ class ServerStore(Store):
 
     def _flip(self, alias: str, name: str, note: Note) -> bool:
         previous = self.aliases().get(alias)
-        if previous == name:
-            return False
         flips: list[Promotion] = []
         with suppress(StoreError, NotFoundError):  # the history never stands in the way of a flip
             flips = self.promotions(alias)
-        self._patch(name, {_PROMOTING: now()})
+            if flips and not flips[-1].at and self._fresh(flips[-1].collection).state == "sealed":
+                # Whoever flipped it was killed before he noted it.
+                *earlier, last = flips
+                before = earlier[-1].collection if earlier else None
+                self._note(alias, last.collection, before, note if previous == name else _UNKNOWN, earlier)
+                flips = self.promotions(alias)
+        if previous == name:
+            return False
+        self._patch(name, {_PROMOTING: {"at": now(), "who": self._name}})
         try:
             self._forget(name)
             self._require_sealed(name)
@@ -342,6 +361,7 @@ class ServerStore(Store):
     def _note(
         self, alias: str, name: str, previous: str | None, note: Note, flips: Sequence[Promotion]
     ) -> None:
+        """Note a flip from previous to name in the latter, after flips."""
         at = moment_after(max((flip.at for flip in flips), default=""))
         flip = {"alias": alias, "at": at, "previous": previous, **note.to_dict()}
         noted = {_PROMOTIONS: [*self._flips_in(name), flip][-_PROMOTIONS_KEPT:], _PROMOTING: None}
@@ -360,15 +380,15 @@ class ServerStore(Store):
         run_ids: dict[str, str] = {}
         for name in self._all_names():
             with suppress(OverloadedError):  # what has lost its last replica cannot be returned to either
-                content = self._metadata_of(name) or {}
+                content = self._metadata_of(name, seconds=_LOST_SECONDS) or {}
                 run_ids[name] = str(content.get("run_id"))
                 for flip in _noted(content, name, alias):
                     found[flip.at, flip.collection] = flip
         flips: list[Promotion] = []
         for flip in sorted(found.values(), key=lambda flip: flip.at):
             before = flip.previous
-            if before in run_ids and (not flips or flips[-1].collection != before):
-                flips.append(Promotion(before, run_ids[before], ""))
+            if before is not None and (not flips or flips[-1].collection != before):
+                flips.append(Promotion(before, run_ids.get(before) or _run_id_in(before, alias), ""))
             flips.append(flip)
         if not flips or flips[-1].collection != target:
             flips.append(Promotion(target, self.metadata(target).run_id, ""))
@@ -597,13 +617,13 @@ class ServerStore(Store):
             "/collections", lambda found: [str(entry["name"]) for entry in found["collections"]]
         )
 
-    def _metadata_of(self, name: str) -> Mapping[str, Any] | None:
+    def _metadata_of(self, name: str, *, seconds: float | None = 0.0) -> Mapping[str, Any] | None:
         """Return the raw metadata of a collection; None where it has none, or is gone by now.
 
-        Raises OverloadedError at once where it cannot be read, as when its only replica is away.
+        Raises OverloadedError where they cannot be read for some seconds, as when its only replica is away.
         """
         try:
-            info = self._rest.get(_path(name), _checked_info, patient=False)
+            info = self._rest.get(_path(name), _checked_info, seconds=seconds)
         except NotFoundError:
             return None
         content = info["config"].get("metadata")
@@ -675,12 +695,12 @@ class ServerStore(Store):
 
     def _flips_in(self, name: str) -> list[Any]:
         """Return the flips that a collection remembers."""
-        noted = (self._metadata_of(name) or {}).get(_PROMOTIONS)
+        noted = (self._metadata_of(name, seconds=None) or {}).get(_PROMOTIONS)
         return noted if isinstance(noted, list) else []
 
     def _carry(self, name: str) -> None:
         """Give the flips that a collection remembers to those that their aliases name now."""
-        content = self._metadata_of(name) or {}
+        content = self._metadata_of(name, seconds=None) or {}
         for alias, target in self.aliases().items():
             if (flips := _noted(content, name, alias)) and self._is_ours(target):
                 moved = [{"alias": alias, **asdict(flip)} for flip in flips]
@@ -738,6 +758,11 @@ class ServerStore(Store):
         return self._ask("POST", name, "points/scroll", body, read=page_in)
 
 
+def _run_id_in(name: str, alias: str) -> str:
+    """Return the run id in the name of a collection of alias that may be gone."""
+    return name.removeprefix(collection_name(alias, "")).partition("_debias")[0]
+
+
 def _noted(metadata: Mapping[str, Any], name: str, alias: str) -> list[Promotion]:
     """Return the flips of alias that the metadata of collection name remember: its own, and carried ones."""
     noted = metadata.get(_PROMOTIONS)
@@ -748,10 +773,14 @@ def _noted(metadata: Mapping[str, Any], name: str, alias: str) -> list[Promotion
 
 
 def _taken_over(name: str, found: Metadata) -> StoreLockedError:
-    host, pid, _ = (*str(found.writer).split(":"), "", "")[:3]
     return StoreLockedError(
-        f"collection {name!r} is being written by process {pid} on {host}; wait until it has finished"
+        f"collection {name!r} is being written by {_in_words(found.writer)}; wait until it has finished"
     )
+
+
+def _in_words(writer: object) -> str:
+    host, pid, _ = (*str(writer).split(":"), "", "")[:3]
+    return f"process {pid} on {host}"
 
 
 def _is_dead(writer: str) -> bool:

@@ -38,6 +38,7 @@ _POPULARITY = (  # the share of the catalog, most rated movies first, up to whic
 _GONE = "not in the candidate"
 
 History = Sequence[MovieId]
+Ask = Callable[[Sequence[History]], list[History]]  # from histories to what each is recommended
 Lists = npt.NDArray[np.int64]  # (n, k) rows of movies, best first, -1 where a list is shorter
 
 
@@ -139,14 +140,11 @@ def compare_live(
     name = collection_name(alias, run.reference)
     collection = name if _serves(run, store, name) else None
     movies = _both(run, live)
-    histories = (_history(run, person) for person in people or _sample(run, sample))
-    (before, after), n_left_out = _ask(
-        histories,
-        movies,
-        _by_store(live, store, live_name, k),
-        _by_vectors(run, k) if collection is None else _by_store(run, store, collection, k),
-        known=(live.movies, run.movies),
-    )
+    who = _sample(run, sample) if people is None else people
+    histories = (_history(run, person) for person in who)
+    ask = _by_vectors(run, k) if collection is None else _by_store(run, store, collection, k)
+    asked = [(live, _by_store(live, store, live_name, k)), (run, ask)]
+    (before, after), n_left_out = _ask(histories, movies, asked, min(k, len(movies)))
     if not len(after):
         raise UsageError(f"none of {n_left_out:,} people can be answered by both runs; ask others")
     return LiveComparison(
@@ -209,9 +207,7 @@ def _history(run: Run, person: Person) -> History:
     return run.movies.ids(run.history(person.user_id))
 
 
-def _by_store(
-    run: Run, store: Store, collection: str, k: int
-) -> Callable[[Sequence[History]], list[History]]:
+def _by_store(run: Run, store: Store, collection: str, k: int) -> Ask:
     """Return what asks a collection for the k best movies of every history."""
 
     def ask(histories: Sequence[History]) -> list[History]:
@@ -222,7 +218,7 @@ def _by_store(
     return ask
 
 
-def _by_vectors(run: Run, k: int) -> Callable[[Sequence[History]], list[History]]:
+def _by_vectors(run: Run, k: int) -> Ask:
     """Return what ranks all movies of run by its vectors, as a collection would."""
     from embedstore.evaluation.serving import rank_unknown
 
@@ -243,38 +239,26 @@ def _by_vectors(run: Run, k: int) -> Callable[[Sequence[History]], list[History]
 
 
 def _ask(
-    histories: Iterator[History],
-    movies: Vocabulary,
-    *asked: Callable[[Sequence[History]], list[History]],
-    known: Sequence[Vocabulary],
+    histories: Iterator[History], movies: Vocabulary, asked: Sequence[tuple[Run, Ask]], width: int
 ) -> tuple[list[Lists], int]:
-    """Return the lists of every one asked, in rows of movies, and how many people are left out.
+    """Return the lists of everyone asked, in rows of movies, (n, width), and how many people are left out.
 
-    Only histories go to them of which each of known has a movie.
+    Only histories of which every run knows a movie go to them.
     """
-    parts: list[list[Lists]] = [[np.zeros((0, 0), np.int64)] for _ in asked]
+    parts: list[list[Lists]] = [[np.zeros((0, width), np.int64)] for _ in asked]
     n_left_out = 0
     while batch := list(islice(histories, _PEOPLE)):
-        kept = [history for history in batch if all((some.rows(history) >= 0).any() for some in known)]
-        answers = [ask(kept) for ask in asked]
+        known = [[(run.movies.rows(history) >= 0).any() for run, _ in asked] for history in batch]
+        kept = [history for history, by in zip(batch, known, strict=True) if all(by)]
+        answers = [ask(kept) for _, ask in asked]
         some = [row for row in range(len(kept)) if all(answer[row] for answer in answers)]
         n_left_out += len(batch) - len(some)
         for part, answer in zip(parts, answers, strict=True):
-            part.append(_padded([movies.rows(answer[row]) for row in some]))
-    width = max(part.shape[1] for of_one in parts for part in of_one)
-    return [np.concatenate([_widened(part, width) for part in of_one]) for of_one in parts], n_left_out
-
-
-def _padded(lists: Sequence[Rows]) -> Lists:
-    width = max((rows.size for rows in lists), default=0)
-    padded = np.full((len(lists), width), -1, dtype=np.int64)
-    for row, rows in zip(padded, lists, strict=True):
-        row[: rows.size] = rows
-    return padded
-
-
-def _widened(lists: Lists, width: int) -> Lists:
-    return np.pad(lists, ((0, 0), (0, width - lists.shape[1])), constant_values=-1)
+            lists = np.full((len(some), width), -1, dtype=np.int64)
+            for to, row in zip(lists, some, strict=True):
+                to[: len(answer[row])] = movies.rows(answer[row])
+            part.append(lists)
+    return [np.concatenate(part) for part in parts], n_left_out
 
 
 def _overlap(before: Lists, after: Lists) -> dict[str, Any]:
@@ -309,55 +293,57 @@ def _overlap(before: Lists, after: Lists) -> dict[str, Any]:
 
 def _movies(run: Run, live: Run, movies: Vocabulary, before: Lists, after: Lists) -> dict[str, Any]:
     """Return what LiveComparison says of the movies that are shown."""
-    shown = [np.bincount(lists[lists >= 0], minlength=len(movies)) for lists in (before, after)]
-    rows = np.flatnonzero(shown[0] + shown[1])  # of movies that are shown at all
-    old, new = shown[0][rows], shown[1][rows]
-    ids = movies.ids(rows)
+    shown = np.stack([np.bincount(lists[lists >= 0], minlength=len(movies)) for lists in (before, after)])
+    rows = np.flatnonzero(shown.any(axis=0))
+    shown, ids = shown[:, rows], movies.ids(rows)  # (2, n_shown): the lists that a movie is in
     here, there = run.movies.rows(ids), live.movies.rows(ids)
-    catalog = {
-        int(at): movie for at, movie in zip(np.flatnonzero(here >= 0), _catalog(run, here), strict=True)
-    }
-    missing = np.flatnonzero(here < 0)
-    catalog |= {int(at): movie for at, movie in zip(missing, _catalog(live, there[missing]), strict=True)}
+    catalog = _catalog(run, live, here, there)
+    by_genre: dict[str, Rows] = {}
+    for at, movie in enumerate(catalog):
+        for genre in dict.fromkeys(movie["genres"]):
+            by_genre[genre] = by_genre.get(genre, 0) + shown[:, at]
+    places = shown.sum(axis=1)
+
+    def share(label: str, of: Rows) -> Share:
+        return Share(label, *(of / places).tolist())
 
     def changes(order: Rows) -> tuple[MovieChange, ...]:
         return tuple(
             MovieChange(
                 movie_id=ids[at],
                 title=catalog[at]["title"],
-                live=int(old[at]),
-                candidate=int(new[at]),
+                live=int(shown[0, at]),
+                candidate=int(shown[1, at]),
                 new=bool(there[at] < 0),
                 gone=bool(here[at] < 0),
             )
             for at in order[:_MOST].tolist()
         )
 
-    gain = new - old
+    gain = shown[1] - shown[0]
     rising, falling = np.argsort(-gain, kind="stable"), np.argsort(gain, kind="stable")
-    labels = sorted({genre for movie in catalog.values() for genre in movie["genres"]})
-    has = {label: np.array([label in catalog[at]["genres"] for at in range(rows.size)]) for label in labels}
-    genres = [Share(label, *_shares(old, new, inside)) for label, inside in has.items()]
+    genres = [share(genre, of) for genre, of in sorted(by_genre.items())]
     return {
-        "movies_live": int(np.count_nonzero(old)),
-        "movies_candidate": int(np.count_nonzero(new)),
+        "movies_live": int(np.count_nonzero(shown[0])),
+        "movies_candidate": int(np.count_nonzero(shown[1])),
         "appears": changes(rising[gain[rising] > 0]),
         "vanishes": changes(falling[gain[falling] < 0]),
-        "genres": tuple(sorted(genres, key=lambda share: -abs(share.candidate - share.live))),
+        "genres": tuple(sorted(genres, key=lambda genre: -abs(genre.candidate - genre.live))),
         "popularity": tuple(
-            Share(label, *_shares(old, new, inside)) for label, inside in _by_popularity(run, here)
+            share(label, shown[:, inside].sum(axis=1)) for label, inside in _by_popularity(run, here)
         ),
     }
 
 
-def _catalog(run: Run, rows: Rows) -> list[dict[str, Any]]:
-    """Return what run says of its movies at rows; those of -1 are left out."""
-    return run.catalog.lines(rows[rows >= 0]) if (rows >= 0).any() else []
-
-
-def _shares(old: Rows, new: Rows, inside: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Return which share of all places the movies inside have, in the lists of old and of new."""
-    return float(old[inside].sum() / old.sum()), float(new[inside].sum() / new.sum())
+def _catalog(run: Run, live: Run, here: Rows, there: Rows) -> list[dict[str, Any]]:
+    """Return what run says of the movies at its rows here; where that is -1, live, of its rows there."""
+    known = here >= 0
+    lines: list[dict[str, Any]] = [{}] * here.size
+    for one, rows, inside in ((run, here, known), (live, there, ~known)):
+        if inside.any():
+            for at, line in zip(np.flatnonzero(inside), one.catalog.lines(rows[inside]), strict=True):
+                lines[at] = line
+    return lines
 
 
 def _by_popularity(run: Run, rows: Rows) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:

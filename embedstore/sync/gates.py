@@ -50,11 +50,6 @@ class Gate:
     factor: float
     of_live: bool
 
-    @property
-    def overlap_k(self) -> int | None:
-        """K where the metric is overlap@K, else None."""
-        return int(self.metric.removeprefix(_OVERLAP)) if self.metric.startswith(_OVERLAP) else None
-
 
 @dataclass(frozen=True)
 class GateResult:
@@ -151,7 +146,7 @@ def check_gates(
     folder = runs_dir or run.path.parent
     results = []
     for gate in gates:
-        judge = _judge if gate.overlap_k is None else _judge_overlap
+        judge = _judge_overlap if gate.metric.startswith(_OVERLAP) else _judge
         try:
             results.append(judge(gate, run, store, alias, folder))
         except StoreUnreachableError:
@@ -185,7 +180,8 @@ def _judge_overlap(gate: Gate, run: Run, store: Store | None, alias: str, runs_d
     if store is None or alias not in store.aliases():
         text = f"alias {alias!r} names nothing yet to compare lists with"
         return GateResult(gate.text, True, None, None, text)
-    found = compare_live(run, store, alias=alias, runs_dir=runs_dir, k=gate.overlap_k or 1)
+    k = int(gate.metric.removeprefix(_OVERLAP))
+    found = compare_live(run, store, alias=alias, runs_dir=runs_dir, k=k)
     told = f" (the lists of {found.n_users:,} users, live run {found.live})"
     return _held(gate, found.overlap, gate.factor, told)
 

@@ -111,8 +111,8 @@ def rollback(store: Store, back: int = 1, *, alias: str = "movies", note: Note |
     if back < 1:
         raise UsageError(f"{back} promotions ago is not in the past; expected 1 or more")
     with store.writer():
-        live = store.live(alias).collection
         past = [flip.collection for flip in reversed(store.promotions(alias))]
+        live = past[0] if past else store.live(alias).collection
         if problem := _no_way_back(store, past, live, back):
             ways = [n for n in range(1, len(past)) if _no_way_back(store, past, live, n) is None]
             nearest = min(ways, key=lambda n: abs(n - back), default=0)

@@ -22,7 +22,7 @@ from embedstore.stores.base import open_store
 from embedstore.sync import verify
 from tests.builders import tiny_run
 from tests.server import clean, server_url
-from tests.server_process import free_port
+from tests.server_process import free_port, start_server
 
 ROOT = Path(__file__).parent.parent.parent
 FIRST, SECOND = "20250101t000000-0001", "20250102t000000-0001"
@@ -139,6 +139,22 @@ def test_sigterm_amid_a_sync_to_a_server(tmp_path: Path) -> None:
     assert time.monotonic() - started < 20  # the collection was given back, nothing had to go stale
     with open_store(url) as store:
         assert verify(store, "movies", run).count == 20_000
+
+
+@pytest.mark.server
+def test_a_server_that_dies_is_awaited(tmp_path: Path) -> None:
+    tiny_run(tmp_path, run_id=FIRST)
+    with start_server(tmp_path / "server") as server, watching(tmp_path, "--store", server.url) as process:
+        until(lambda: health(tmp_path)["state"] == "idle")
+        server.kill()
+        run = tiny_run(tmp_path, run_id=SECOND)
+        until(lambda: health(tmp_path)["state"] == "waiting")
+        assert "gives no answer" in health(tmp_path)["error"]
+        server.start()
+        until(lambda: health(tmp_path)["last"]["run"] == SECOND)
+        assert ended(process, signal.SIGTERM)[0] == 0
+        with open_store(server.url) as store:
+            assert verify(store, "movies", run).count == 40
 
 
 def test_sigkill_is_survived(tmp_path: Path) -> None:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import random
 import re
-import select
 import shutil
-import signal
-import time
+import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embedstore.cli import run as embedstore
-from embedstore.errors import RunError, StoreError
+from embedstore.errors import RunError
 from embedstore.loaders import load
 from embedstore.runs.evaluation import add_evaluation
 from embedstore.runs.run import Run
@@ -28,13 +23,13 @@ from embedstore.stores.base import Store, open_store
 from embedstore.sync import sync, verify
 from embedstore.training.config import TrainConfig
 from tests.builders import tiny_dataset, tiny_run, written
+from tests.faults.forked import answer_of, printed
 from tests.faults.report import Count, Tally
 
 __all__ = ["bits_of_a_building_collection", "bits_of_a_run", "bits_of_a_store"]
 
 SUM, BENT = "20260101t000000-aaaa", "20260102t000000-bbbb"  # psi of the one is additive, of the other dense
 USERS = (1, 2, 5)
-SECONDS = 60.0  # until a process counts as one that hangs
 
 
 def bits_of_a_run(folder: Path, size: int) -> Count:
@@ -188,12 +183,8 @@ def _commands(run_id: str) -> list[tuple[str, ...]]:
 
 
 def _told(command: tuple[str, ...]) -> tuple[int, str, str]:
-    """Run a command and return its exit code, standard output and standard error."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        code = embedstore(list(command))
     shutil.rmtree("exported", ignore_errors=True)
-    return code, out.getvalue(), err.getvalue()
+    return printed(*command)
 
 
 def _is_of(path: Path, run: Run) -> bool:
@@ -227,38 +218,13 @@ def _finish(store: Store, run: Run) -> str:
 
 
 def _asked(folder: Path, ask: Callable[[Store], Any]) -> Any:
-    """Return what ask says of a store in a process of its own, or how it was refused.
+    """Return what ask says of a store in a process of its own, or how it was refused."""
 
-    Raises AssertionError where the process crashes or hangs.
-    """
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        answer: Any = "crashed"
-        try:
-            with open_store(folder) as store:
-                answer = ask(store)
-        except StoreError as error:
-            answer = f"refused: {error}"
-        except BaseException as error:  # noqa: BLE001 - told by the parent
-            answer = f"crashed by {error!r}"
-        finally:
-            with os.fdopen(writing, "wb") as pipe:
-                pipe.write(json.dumps(answer).encode())
-            os._exit(0)
-    os.close(writing)
-    said, deadline = b"", time.monotonic() + SECONDS
-    with os.fdopen(reading, "rb", buffering=0) as pipe:
-        while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            if not (part := pipe.read(1 << 20)):
-                break
-            said += part
-        else:
-            os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    answer = json.loads(said) if said and status == 0 else f"crashed or hung, status {status}"
-    assert not str(answer).startswith("crashed"), answer
-    return answer
+    def opened() -> Any:
+        with open_store(folder) as store:
+            return ask(store)
+
+    return answer_of(opened)
 
 
 @contextmanager
@@ -281,8 +247,6 @@ def _flipped(path: Path, rng: random.Random, *, keep: bool = False) -> Iterator[
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a folder, its holes as holes, and the times of its files with them."""
-    import subprocess
-
     subprocess.run(["cp", "-a", "--sparse=always", source, target], check=True)
 
 

@@ -147,11 +147,24 @@ def test_a_promotion_under_way_keeps_a_collection(opened: Callable[[], ServerSto
     store = opened()
     sync(run, store, promote=False)
     name = f"movies__{run.reference}"
-    store._patch(name, {"promoting": now()})
-    with pytest.raises(StoreError, match="is being promoted"):
+    store._patch(name, {"promoting": {"at": now(), "who": "elsewhere:17:x"}})
+    with pytest.raises(StoreError, match="is being promoted by process 17 on elsewhere"):
         opened().drop(name)
     assert store._fresh(name).state == "sealed"
-    store._patch(name, {"promoting": "2020-01-01T00:00:00+00:00"})  # by one who was killed
+    store._patch(name, {"promoting": {"at": "2020-01-01T00:00:00+00:00", "who": "elsewhere:17:x"}})
+    store.drop(name)
+    assert store.collections() == []
+
+
+def test_a_promotion_of_a_process_that_was_killed_keeps_nothing(
+    opened: Callable[[], ServerStore], run: Run
+) -> None:
+    store = opened()
+    sync(run, store, promote=False)
+    name = f"movies__{run.reference}"
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    store._patch(name, {"promoting": {"at": now(), "who": f"{socket.gethostname()}:{process.pid}:x"}})
     store.drop(name)
     assert store.collections() == []
 

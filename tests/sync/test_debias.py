@@ -139,9 +139,7 @@ def test_only_what_is_there_is_promoted(tmp_path: Path, backend: str, run: Run) 
         sync(other, store)
         sync(view, store, promote=False)
         for wanted in (run, debiased(run, 0.25)):
-            with pytest.raises(
-                NotFoundError, match=rf"but 'movies__{view.reference}' of the same run; promote"
-            ):
+            with pytest.raises(NotFoundError, match=rf"but 'movies__{view.reference}' of the same run; give"):
                 promote_run(store, wanted.reference)
         with pytest.raises(NotFoundError, match="list them with"):
             promote_run(store, "20200101t000000-0002")

@@ -111,8 +111,9 @@ def test_an_interrupted_sync_carries_on(
     assert verify(store, "movies", run).count == 40
 
 
+@pytest.mark.parametrize("again", [False, True])
 def test_a_kill_between_flip_and_note_loses_no_history(
-    store: ServerStore, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: ServerStore, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, again: bool
 ) -> None:
     other = tiny_run(tmp_path, seed=5, run_id="20260101t000000-0002")
     sync(run, store)
@@ -120,14 +121,26 @@ def test_a_kill_between_flip_and_note_loses_no_history(
         patch.setattr(ServerStore, "_note", lambda *_: None)
         sync(other, store)
     assert [flip.run_id for flip in store.promotions("movies")] == [run.run_id, other.run_id]
+    assert store.promotions("movies")[-1].at == ""
+    if again:
+        assert not promote_run(store, other.run_id)
+        assert store.promotions("movies")[-1].at
     assert rollback(store).run_id == run.run_id
-    with monkeypatch.context() as patch:
-        patch.setattr(ServerStore, "_note", lambda *_: None)
-        assert promote_run(store, other.run_id)
-    assert rollback(store).run_id == run.run_id
+    assert [flip.run_id for flip in store.promotions("movies")] == [run.run_id, other.run_id, run.run_id]
+
+
+def test_a_flip_whose_note_is_lost_is_told_of_by_the_next(
+    store: ServerStore, run: Run, tmp_path: Path
+) -> None:
+    other = tiny_run(tmp_path, seed=5, run_id="20260101t000000-0002")
+    for each in (run, other, run):
+        sync(each, store)
+    lost = f"movies__{other.run_id}"
+    store._rest.request("PATCH", f"/collections/{lost}", {"metadata": {"promotions": []}})
     flips = [(flip.run_id, bool(flip.at)) for flip in store.promotions("movies")]
-    unnoted = (other.run_id, False)
-    assert flips == [(run.run_id, True), unnoted, (run.run_id, True), unnoted, (run.run_id, True)]
+    assert flips == [(run.run_id, True), (other.run_id, False), (run.run_id, True)]
+    store._rest.request("DELETE", f"/collections/{lost}")
+    assert [(flip.run_id, bool(flip.at)) for flip in store.promotions("movies")] == flips
 
 
 def test_a_collection_of_something_else_under_our_name_is_refused(store: ServerStore, run: Run) -> None:

@@ -28,7 +28,7 @@ from embedstore.stores.rest import (
     seconds_of,
 )
 
-__all__ = ["GrpcBulk"]
+__all__ = ["GrpcBulk", "UnreadableError"]
 
 _SECONDS = WRITING_SECONDS / 3
 _PROBE_SECONDS = 2.0
@@ -51,6 +51,10 @@ _STATUS = {  # of HTTP, so that both ways lead to the same sentences
     "UNIMPLEMENTED": 400,
     "CANCELLED": 503,
 }
+
+
+class UnreadableError(StoreError):
+    """An answer that gRPC cannot read, as a payload that nests too deeply: REST can."""
 
 
 class _Node(NamedTuple):
@@ -104,7 +108,10 @@ class GrpcBulk:
     def scroll(
         self, name: str, spec: CollectionSpec, *, offset: Any, limit: int, vectors: bool
     ) -> tuple[PointBatch, Any]:
-        """Return a page of points in ascending order of their id, and the next offset, None at the end."""
+        """Return a page of points in ascending order of their id, and the next offset, None at the end.
+
+        Raises UnreadableError where other hands have written what gRPC cannot read.
+        """
         q = self._messages
         answer = self._call(
             "Scroll",
@@ -160,6 +167,8 @@ class GrpcBulk:
         code = error.code().name
         said = self._connection.without_key(" ".join((error.details() or "").split()))
         where = f"{endpoint.url} (gRPC port {endpoint.grpc_port})"
+        if "deserializing" in said:
+            return UnreadableError(f"store {where} sends what its messages cannot hold ({said})")
         if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
             return NoAnswerError(f"store {where} gives no answer ({code}: {said}); start the server")
         waits = [value for key, value in error.trailing_metadata() or () if key == "retry-after"]

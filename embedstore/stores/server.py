@@ -46,7 +46,7 @@ from embedstore.stores.base import (
     Store,
     moment_after,
 )
-from embedstore.stores.bulk import GrpcBulk
+from embedstore.stores.bulk import GrpcBulk, UnreadableError
 from embedstore.stores.connection import NO_KEY, Connection, endpoints_of
 from embedstore.stores.contract import (
     HEARTBEAT_SECONDS,
@@ -85,7 +85,6 @@ OLDEST_SERVER = (1, 17, 1)
 _PROMOTIONS_KEPT = 100
 _PROMOTIONS = "promotions"  # in the metadata: [{"alias", "at", "previous", ...}, ...], oldest first
 _PROMOTING = "promoting"  # in the metadata: {"at", "who"} of somebody who is about to point an alias here
-_UNKNOWN = Note(who="", tool_version="")
 _PROMOTING_SECONDS = 600.0  # after which he was killed
 _NAME = re.compile(r"[^/\\\0<>:\"|?*]{1,250}")
 _OUR_NAME = re.compile(r".+__\d{8}t\d{6}-[0-9a-f]{4}(_debias[01]\.\d\d)?")  # ALIAS__RUN
@@ -235,9 +234,10 @@ class ServerStore(Store):
         offset: Any = None
 
         def page() -> tuple[PointBatch, Any]:
-            if bulk is None:
-                return self._page_by_rest(name, spec, offset=offset, limit=limit, vectors=vectors)
-            return bulk.scroll(name, spec, offset=offset, limit=limit, vectors=vectors)
+            if bulk is not None:
+                with suppress(UnreadableError):
+                    return bulk.scroll(name, spec, offset=offset, limit=limit, vectors=vectors)
+            return self._page_by_rest(name, spec, offset=offset, limit=limit, vectors=vectors)
 
         coming = self._threads.submit(page)
         while True:
@@ -335,12 +335,8 @@ class ServerStore(Store):
         flips: list[Promotion] = []
         with suppress(StoreError, NotFoundError):  # the history never stands in the way of a flip
             flips = self.promotions(alias)
-            if flips and not flips[-1].at and self._fresh(flips[-1].collection).state == "sealed":
-                # Whoever flipped it was killed before he noted it.
-                *earlier, last = flips
-                before = earlier[-1].collection if earlier else None
-                self._note(alias, last.collection, before, note if previous == name else _UNKNOWN, earlier)
-                flips = self.promotions(alias)
+            if previous == name and not flips[-1].at:  # whoever flipped it was killed before he noted it
+                self._note(alias, name, flips[-2].collection if flips[1:] else None, note, flips)
         if previous == name:
             return False
         self._patch(name, {_PROMOTING: {"at": now(), "who": self._name}})

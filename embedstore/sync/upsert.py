@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from embedstore.errors import NotFoundError, RunError, StoreDamagedError, StoreError, VerificationError
+from embedstore.runs.private import private
 from embedstore.runs.run import Run
 from embedstore.stores.base import Note, Store
 from embedstore.stores.contract import (
@@ -191,7 +192,7 @@ def _build(
     metadata = _metadata(run) if before is None else before
     if before is None:
         store.create(name, replace(metadata.spec, spread=spread), metadata)
-    with store.writing(name) as still_ours:
+    with store.writing(name) as still_ours, private(run) as run:
         difference = everything(run)
         state = "created"
         if before is not None:

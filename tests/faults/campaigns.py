@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from tests.faults import flips, kills
+from tests.faults import flips, fuzz, kills, network, server_kills
 from tests.faults.report import Campaign
 
 __all__ = ["CAMPAIGNS"]
 
 CAMPAIGNS: list[Campaign] = [
-    Campaign("kills", kills.of_commands, full=700, normal=60),
-    Campaign("kills-server", kills.of_commands_on_a_server, full=300, normal=14, server=True),
+    Campaign("kills of commands on a folder", kills.of_commands, full=700, normal=60),
+    Campaign(
+        "kills of commands on a server", kills.of_commands_on_a_server, full=300, normal=16, server=True
+    ),
+    Campaign("kills of the server", server_kills.of_the_server, full=60, normal=6, server=True),
     Campaign("flips under readers of a folder", flips.flips_of_a_folder, full=200, normal=20),
     Campaign("flips under readers of a server", flips.flips_on_a_server, full=200, normal=20, server=True),
+    Campaign("broken requests", network.broken_requests, full=12, normal=1, server=True),
+    Campaign("broken gRPC", network.broken_grpc, full=10, normal=1, server=True),
+    Campaign("a flaky network", network.flaky_network, full=40, normal=3, server=True),
+    Campaign("runs from strangers", fuzz.mutated_runs, full=10_000, normal=200),
 ]

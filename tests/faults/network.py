@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ EXIT_CODES = {0, 1, 3, 4, 5}  # of a command that a person has typed right
 LONGEST = 60.0  # seconds, for a command one request of which goes wrong
 _WAITING = {"stall", "late answer", "drip"}  # faults that take their time
 _SHORT_STALL, _LONG_STALL = 0.3, 10.0
+_BEYOND_A_FLIP = 2.0
 _LONG_FROM = 5  # requests, from which on the campaign takes its time
 _RATE = 0.15
 
@@ -123,12 +125,13 @@ class _Bench:
             command.prepare(self.store, *self.runs)
             self.proxy.restart(**choices)
             done = self.attempt(command, grpc="grpc" in choices)
+            met = bool(self.proxy.done)
             self.proxy.restart()
             self._check_words(done)
             live = self._check_live()
             if done.code == 0:
                 self._check_done(command, done)
-                tally.outcome("done")
+                tally.outcome("done" if met else "met no fault, done")
                 return
             # Where only the answer to a rollback was lost, another one would undo it.
             if not (command.name == "rollback" and live is self.runs[command.live_after]):
@@ -136,6 +139,30 @@ class _Bench:
                 assert again.code == 0, again
                 self._check_done(command, again)
             tally.outcome(f"said so ({done.code}), done by the next")
+
+    def beyond_a_flip(self, tally: Tally, fault: str, position: int) -> None:
+        """Let a request of `query`, or its answer, take so long that the alias moves and gc deletes meanwhile."""
+        with tally.attempt(f"query, {fault} at request {position}, beyond a flip and gc"):
+            _second_live(self.store, *self.runs)
+            self.proxy.restart(rest=at(position, fault))
+            first, second = self.runs
+
+            def flip_and_delete() -> None:
+                while not self.proxy.done:
+                    time.sleep(0.001)
+                self.store.promote("movies", _name(first))
+                self.store.drop(_name(second))
+
+            with ThreadPoolExecutor(1) as pool:
+                flipping = pool.submit(flip_and_delete)
+                done = self.attempt(next(one for one in self.commands if one.name == "query"))
+                flipping.result()
+            self.proxy.restart()
+            self._check_words(done)
+            assert done.code == 0, done
+            tally.outcome(
+                f"answered by the {'old' if _check_answer(done, self.runs) is second else 'new'} run"
+            )
 
     def _check_words(self, done: _Outcome) -> None:
         assert done.code in EXIT_CODES, done
@@ -167,11 +194,13 @@ class _Bench:
             _check_answer(done, self.runs)
 
 
-def _check_answer(done: _Outcome, runs: Sequence[Run]) -> None:
+def _check_answer(done: _Outcome, runs: Sequence[Run]) -> Run:
+    """Return the run that has answered, and alone."""
     answer = json.loads(done.out)
     (run,) = (run for run in runs if run.run_id == answer["run_id"])
     if [movie["movie_id"] for movie in answer["recommendations"]] != Truth.of(run).movie_ids:
         raise Mixed(done.out)
+    return run
 
 
 def _name(run: Run) -> str:
@@ -209,7 +238,8 @@ def broken_requests(folder: Path, size: int) -> list[Count]:
     """sync, promote, rollback, query, verify and gc go through a proxy that does one thing to one request
     of theirs, up to `size` of them for each fault and command, spread over all that it makes. A stall of
     ten seconds, a late answer (to a request that did arrive) and a drip are done to a fifth of these.
-    Readers ask the server itself all the while.
+    Readers ask the server itself all the while. At last, requests of query stall, or their answers are late,
+    while the alias moves and what it named is deleted.
 
     The command ends well, and then the collection equals its run, the alias and the history are right; or
     it says so in one sentence, with an exit code of the documented ones, within a minute, and the same
@@ -229,7 +259,12 @@ def broken_requests(folder: Path, size: int) -> list[Count]:
                         bench.try_it(
                             tally, command, f"{fault} at request {position}", rest=at(position, fault)
                         )
-        counts = [tally.count() for tally in tallies.values()]
+            bench.proxy.stall = _BEYOND_A_FLIP
+            beyond = Tally("stall or late answer beyond a flip and gc, REST", "server")
+            for fault in ("stall", "late answer"):
+                for position in (1, 2, 3, 4):
+                    bench.beyond_a_flip(beyond, fault, position)
+        counts = [tally.count() for tally in [*tallies.values(), beyond]]
         return counts + [count_of(found, "network faults", "server", started) for found in readers.findings]
 
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,8 @@ def test_a_folder_in_place_of_a_file_is_named_with_what_to_do(folder: Path, run:
     with open_store(folder) as store:
         with pytest.raises(StoreError, match=f"{file}: Is a directory; something else is in its place, move"):
             sync(run, store)
-        assert {finding.level for finding in doctor(store, [run.run_id])} > {"problem"}
+        findings = doctor(lambda: nullcontext(store), run.path.parent)
+        assert {finding.level for finding in findings} > {"problem"}
         (folder / file).rename(folder / "away")
         assert sync(run, store).state == "unchanged"
 
@@ -273,6 +275,22 @@ def test_leftovers_of_a_kill_are_cleared_by_the_next_writer(folder: Path, run: R
     assert {path.name for path in collection.iterdir()} == kept
     assert [path.name for path in (folder / "collections").iterdir()] == [collection.name]
     assert [path.name for path in (folder / "aliases").iterdir()] == ["movies.json"]
+
+
+def test_what_a_killed_reader_left_in_a_shard_is_removed_when_no_reader_can_be_at_it(
+    folder: Path, run: Run
+) -> None:
+    shard = shard_of(folder)
+    old = [shard / ".atomicwriteabc", next(shard.glob("segments/*")) / ".atomicwritedef"]
+    new = shard / ".atomicwriteghi"
+    for left in (*old, new):
+        left.mkdir()
+        (left / "tmpfile.tmp").write_text("x")
+    for left in old:
+        os.utime(left, (0, 0))
+    with open_store(folder) as store:
+        assert sync(run, store).state == "unchanged"
+    assert [left.exists() for left in (*old, new)] == [False, False, True]
 
 
 def test_a_full_disk_is_one_sentence_and_nothing_is_written(

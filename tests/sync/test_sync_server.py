@@ -126,7 +126,18 @@ def test_a_kill_between_flip_and_note_loses_no_history(
         assert not promote_run(store, other.run_id)
         assert store.promotions("movies")[-1].at
     assert rollback(store).run_id == run.run_id
-    assert [flip.run_id for flip in store.promotions("movies")] == [run.run_id, other.run_id, run.run_id]
+    with monkeypatch.context() as patch:
+        patch.setattr(ServerStore, "_note", lambda *_: None)
+        assert promote_run(store, other.run_id)
+    assert rollback(store).run_id == run.run_id
+    flips = [(flip.run_id, bool(flip.at)) for flip in store.promotions("movies")]
+    assert flips == [
+        (run.run_id, True),
+        (other.run_id, again),
+        (run.run_id, True),
+        (other.run_id, False),
+        (run.run_id, True),
+    ]
 
 
 def test_a_flip_whose_note_is_lost_is_told_of_by_the_next(
@@ -206,6 +217,17 @@ def test_metadata_that_say_something_else_of_the_run_are_named_and_mended(
         assert sync(run, store).state == "repaired"
         assert store.metadata(name) == right
         assert verify(store, name, run).count == 40
+
+
+def test_a_payload_that_nests_too_deeply_for_grpc_is_mended(store: ServerStore, run: Run) -> None:
+    sync(run, store)
+    deep: Any = 1
+    for _ in range(50):
+        deep = [{"deeper": deep}]
+    by_other_hands(store, "PUT", "/points?wait=true", {"points": [point(run, 3, payload={"title": deep})]})
+    with pytest.raises(VerificationError, match="point 4 "):
+        verify(store, "movies", run)
+    assert sync(run, store).written == 1
 
 
 def test_what_is_served_is_not_deleted_because_other_hands_say_so(store: ServerStore, run: Run) -> None:

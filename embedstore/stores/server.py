@@ -395,7 +395,12 @@ class ServerStore(Store):
             return super().live(alias, back)
         target = self.aliases().get(valid_alias(alias))
         if target is not None:
-            return Promotion(target, self.metadata(target).run_id, "")
+            try:
+                return Promotion(target, self.metadata(target).run_id, "")
+            except NotFoundError:  # deleted since, where the alias has moved on
+                if self.aliases().get(alias) == target:
+                    raise
+                return self.live(alias)
         # A token for one alias sees no list of aliases, but reads through its own.
         try:
             found = self._metadata_in(self._info(alias), alias)

@@ -141,7 +141,7 @@ class _Bench:
             tally.outcome(f"said so ({done.code}), done by the next")
 
     def beyond_a_flip(self, tally: Tally, fault: str, position: int) -> None:
-        """Let a request of `query`, or its answer, take so long that the alias moves and gc deletes meanwhile."""
+        """Let a request of `query`, or its answer, outlast a flip and the gc after it."""
         with tally.attempt(f"query, {fault} at request {position}, beyond a flip and gc"):
             _second_live(self.store, *self.runs)
             self.proxy.restart(rest=at(position, fault))

@@ -11,7 +11,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeVar, cast
 
@@ -192,6 +192,15 @@ class RestClient:
         if not (patient and self._connection.patient):
             return send()
         return persistently(send, self.seconds if seconds is None else seconds)
+
+    @contextmanager
+    def tried_for(self, seconds: float) -> Iterator[None]:
+        """Let requests be tried for seconds while the block lasts."""
+        before, self.seconds = self.seconds, seconds
+        try:
+            yield
+        finally:
+            self.seconds = before
 
     def clock_skew(self) -> float | None:
         """Return how many seconds the server's clock is ahead of ours, None where it does not tell."""

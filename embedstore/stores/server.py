@@ -68,7 +68,6 @@ from embedstore.stores.contract import (
     valid_alias,
 )
 from embedstore.stores.rest import (
-    READING_SECONDS,
     WRITING_SECONDS,
     ConflictError,
     ForbiddenError,
@@ -457,13 +456,11 @@ class ServerStore(Store):
     def writer(self) -> Iterator[None]:
         """Nothing is locked on a server: two syncs of one run write the same points."""
         self._depth += 1
-        self._rest.seconds = WRITING_SECONDS
         try:
             yield
         finally:
             self._depth -= 1
             if self._depth == 0:
-                self._rest.seconds = READING_SECONDS
                 self._revising.clear()
                 self._known.clear()
                 with suppress(StoreError):
@@ -475,7 +472,7 @@ class ServerStore(Store):
 
         Two that took over at the same instant write the same points, until one sees the other.
         """
-        with self.writer():
+        with self.writer(), self._rest.tried_for(WRITING_SECONDS):
             metadata = self._fresh(name)
             if metadata.state != "building":
                 yield lambda: None

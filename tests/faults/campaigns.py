@@ -17,6 +17,7 @@ CAMPAIGNS: list[Campaign] = [
     Campaign("flips under readers of a server", flips.flips_on_a_server, full=200, normal=20, server=True),
     Campaign("broken requests", network.broken_requests, full=12, normal=1, server=True),
     Campaign("broken gRPC", network.broken_grpc, full=10, normal=1, server=True),
+    Campaign("a silent server", network.silent_server, full=6, normal=1, server=True),
     Campaign("a flaky network", network.flaky_network, full=40, normal=3, server=True),
     Campaign("runs from strangers", fuzz.mutated_runs, full=10_000, normal=200),
 ]

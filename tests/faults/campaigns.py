@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import flips, foreign, fuzz, kills, server_kills
+from tests.faults import flips, foreign, fuzz, kills, network, server_kills
 from tests.faults.report import Campaign
 
 __all__ = ["CAMPAIGNS"]
@@ -25,5 +25,9 @@ CAMPAIGNS: list[Campaign] = [
         normal=2,
         server=True,
     ),
+    Campaign("broken requests", network.broken_requests, full=12, normal=1, server=True),
+    Campaign("broken gRPC", network.broken_grpc, full=10, normal=1, server=True),
+    Campaign("a silent server", network.silent_server, full=6, normal=1, server=True),
+    Campaign("a flaky network", network.flaky_network, full=40, normal=3, server=True),
     Campaign("runs from strangers", fuzz.mutated_runs, full=10_000, normal=200),
 ]

@@ -92,7 +92,7 @@ def _keras_and_local_mode(run: Run, folder: Path) -> None:
     ids = keras.Input((None,), dtype="int64")
     embedded = keras.layers.Embedding(n + 1, dim, weights=[table])(ids)
     keras.Model(ids, keras.layers.GlobalAveragePooling1D()(embedded)).save(folder / "tower.keras")
-    np.save(folder / "history-7.npy", run.history(7) + 1)
+    np.save(folder / "history-7.npy", run.history(7) + 1, allow_pickle=False)
     client = QdrantClient(path=str(folder / "local"))
     client.create_collection(
         "movies", vectors_config=models.VectorParams(size=dim, distance=models.Distance.DOT)

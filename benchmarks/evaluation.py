@@ -46,7 +46,7 @@ users, movies = np.load(folder + "/users.npy"), np.load(folder + "/movies.npy")
 WRITE = """
 weights = np.zeros((n_movies, n_movies), np.float32)
 weights[np.ix_(ids, ids)] = found
-np.save(folder + "/weights.npy", weights)
+np.save(folder + "/weights.npy", weights, allow_pickle=False)
 """
 RECTOOLS = """
 from rectools import Columns
@@ -180,11 +180,11 @@ def elsewhere(python: Path, program: str, asked: Question) -> tuple[Scorer, floa
     """Return the model that another Python fits, and the seconds of the fit alone."""
     liked = asked.examples().liked_histories
     with tempfile.TemporaryDirectory() as folder:
-        np.save(f"{folder}/users.npy", np.repeat(np.arange(len(liked)), liked.sizes))
-        np.save(f"{folder}/movies.npy", liked.rows)
+        np.save(f"{folder}/users.npy", np.repeat(np.arange(len(liked)), liked.sizes), allow_pickle=False)
+        np.save(f"{folder}/movies.npy", liked.rows, allow_pickle=False)
         command = [str(python), "-c", READ + program + WRITE, folder, str(asked.data.n_movies)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        return weighted(np.load(f"{folder}/weights.npy")), float(done.stdout)
+        return weighted(np.load(f"{folder}/weights.npy", allow_pickle=False)), float(done.stdout)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedstore.errors import DataError, EmbedstoreError, UsageError
+from embedstore.runs.programs import run_program
 
 __all__ = ["PUBLISHED", "Progress", "Published", "fetch", "is_fetched"]
 
 OFFICIAL = "https://files.grouplens.org/datasets/movielens"
+LARGEST = 4 << 30  # bytes of a file in an archive, several times those of ml-32m
 TIMEOUT = 5.0  # seconds, to connect and between two pieces
 ATTEMPTS = 2
 STALE = 3600  # seconds after which the folder of a killed fetch is removed
@@ -176,7 +177,7 @@ def _download_wheel(folder: Path, no_answer: DataError) -> Path:
     """Return the wheel of recbole as pip, with its own settings, downloads it."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), RECBOLE]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - a fixed command
+    result = run_program(command)
     wheels = list(folder.glob("recbole-*.whl"))
     if result.returncode or len(wheels) != 1:
         lines = [line for line in result.stderr.splitlines() if line.strip()]
@@ -206,6 +207,8 @@ def _extract(archive: Path, files: Sequence[str], folder: Path) -> None:
                 wanted = any(inside.match(pattern) for pattern in files)
                 if entry.is_dir() or not wanted or "__MACOSX" in inside.parts:
                     continue
+                if entry.file_size > LARGEST:  # no more than that is ever read of it
+                    raise DataError(f"{archive.name} holds {inside.name} of {entry.file_size:,} bytes")
                 with opened.open(entry) as source, open(folder / inside.name, "wb") as copy:
                     shutil.copyfileobj(source, copy, 1 << 20)
     except (zipfile.BadZipFile, EOFError) as error:

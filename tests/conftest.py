@@ -7,6 +7,10 @@ import os
 import pytest
 from hypothesis import settings
 
+from tests.keys import pytest_configure, pytest_runtest_makereport
+
+__all__ = ["pytest_configure", "pytest_runtest_makereport"]
+
 # A busy machine is no failure; CI draws the same examples every time.
 settings.register_profile("here", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)

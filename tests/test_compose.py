@@ -26,12 +26,13 @@ from embedstore.stores.connection import Connection, Secret
 from embedstore.sync import sync, verify
 from tests.builders import tiny_run
 from tests.certificates import make_certificate
+from tests.keys import KEY, READ_ONLY_KEY
 from tests.server_process import Server, free_port, start_server
 
 ROOT = Path(__file__).parent.parent
 BASE, TLS, CLUSTER = "docker-compose.yml", "docker-compose.tls.yml", "docker-compose.cluster.yml"
 EVERY_WAY = pytest.mark.parametrize("files", [(BASE,), (BASE, TLS), (BASE, CLUSTER)], ids=" + ".join)
-KEYS = {"QDRANT_API_KEY": "a" * 43, "QDRANT_READ_ONLY_API_KEY": "b" * 43}
+KEYS = {"QDRANT_API_KEY": KEY, "QDRANT_READ_ONLY_API_KEY": READ_ONLY_KEY}
 STORAGE = "/qdrant/storage"
 
 Model = dict[str, Any]

@@ -138,7 +138,8 @@ def _code_of(error: BaseException) -> int:
     if os.environ.get("EMBEDSTORE_DEBUG", "0") not in ("", "0"):
         import traceback
 
-        traceback.print_exception(error, file=sys.stderr)
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            _say(line)
     if isinstance(error, KeyboardInterrupt | click.Abort):
         _say("Interrupted.")
         return INTERRUPTED

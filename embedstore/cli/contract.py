@@ -86,7 +86,7 @@ def _overview(told: Contract, endpoint: Endpoint, *, embedded: bool) -> Iterator
     from embedstore.query.contract import METADATA, PAYLOAD, POINT_ID
 
     metadata = told.metadata
-    yield f"{told.alias} -> {told.collection}"
+    yield escape(f"{told.alias} -> {told.collection}")
     yield (
         f"run {metadata.run_id}, {metadata.count:,} movies, {metadata.dim} dimensions, "
         f"{metadata.tower} tower; metric: dot product, higher is better"
@@ -141,9 +141,9 @@ def _recipes(told: Contract, languages: tuple[str, ...]) -> Iterator[str]:
         if recipe.command is not None:
             part = "the second half of" if recipe.name == "filters" else "as"
             yield f"  {part} {escape(recipe.command)}"
-        yield f"  {told.example.who} now gets:"
+        yield f"  {escape(told.example.who)} now gets:"
         for hit in recipe.expected[:3]:
-            yield f"  {hit.movie_id}  {hit.score:.5f}  {escape(str(hit.payload['title'] or ''))}".rstrip()
+            yield escape(f"  {hit.movie_id}  {hit.score:.5f}  {hit.payload['title'] or ''}".rstrip())
         if recipe.name == "filters":
             yield "  Movies of equal score have no order among them: a page border may split or repeat them."
         for language in languages:

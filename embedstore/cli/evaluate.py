@@ -272,7 +272,9 @@ def _print_scores(scores: ProtocolScores) -> None:
 
 def _say(text: str) -> None:
     """Print text in lines that the terminal has room for."""
-    click.echo(textwrap.fill(text, terminal_width() or WIDTH, break_long_words=False, break_on_hyphens=False))
+    click.echo(
+        textwrap.fill(escape(text), terminal_width() or WIDTH, break_long_words=False, break_on_hyphens=False)
+    )
 
 
 def _csv(found: Evaluation) -> tuple[list[str], list[list[object]]]:

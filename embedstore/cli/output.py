@@ -13,14 +13,16 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 __all__ = [
     "Column",
+    "Shown",
     "escape",
     "format_options",
+    "json_text",
     "one_format",
     "print_csv",
     "print_json",
@@ -87,14 +89,35 @@ def print_lines(lines: Iterable[str]) -> None:
 def print_json(value: object) -> None:
     """Print value as one indented JSON document; NaN is refused with ValueError."""
     ascii_only = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
-    click.echo(json.dumps(value, indent=2, ensure_ascii=ascii_only, allow_nan=False))
+    click.echo(json_text(value, indent=2, ensure_ascii=ascii_only))
+
+
+def json_text(value: object, *, indent: int | None = None, ensure_ascii: bool = False) -> str:
+    """Return value as JSON in which what is not printable is escaped; NaN is refused with ValueError."""
+    text = json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or character == "\n" else _in_json(character)
+        for character in text
+    )
 
 
 def print_csv(columns: Sequence[Column | str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a header and rows as CSV (RFC 4180 quoting, lines end in a newline); None is an empty cell."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer = csv.writer(Shown(sys.stdout), lineterminator="\n")
     writer.writerow([column if isinstance(column, str) else column.name for column in columns])
     writer.writerows(rows)
+
+
+class Shown:
+    """A text file whose control characters, but for newlines, are escaped where it is a terminal."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._escaped = file, file.isatty()
+
+    def write(self, text: str) -> int:
+        return self._file.write("\n".join(map(escape, text.split("\n"))) if self._escaped else text)
 
 
 def escape(text: str) -> str:
@@ -143,6 +166,11 @@ def table_lines(
     header = click.style(line([shape.name for shape in shapes]), bold=True)
     rule = click.style("─" * (sum(widths) + GAP * (len(widths) - 1)), dim=True)
     return [header, rule, *(line(row) for row in cells)]
+
+
+def _in_json(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
 
 
 def _packed(parts: Iterable[str], indent: int, width: int | None) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedstore.cli.output import Column, print_json, print_table, say
+from embedstore.cli.output import Column, Shown, escape, print_json, print_table, say
 from embedstore.cli.records import cell_of, format_of, write_records
 from embedstore.cli.settings import alias_option, open_store_at, run_at, runs_option, store_option
 from embedstore.errors import EmbedstoreError, NotFoundError, UsageError
@@ -174,11 +174,11 @@ def query(
     elif as_json:
         print_json(answer.to_dict())
     elif as_csv:
-        sys.stdout.write(_csv_text(answer))
+        Shown(sys.stdout).write(_csv_text(answer))
     else:
-        click.echo(_who(answer, run))
+        click.echo(escape(_who(answer, run)))
         if answer.unknown_movies:
-            click.echo(_unknown(answer.unknown_movies, run), err=True)
+            click.echo(escape(_unknown(answer.unknown_movies, run)), err=True)
         _print_movies(answer.recommendations, answer.explanation_kind)
         if not answer.recommendations:
             click.echo("No movie of the catalog is left by the filters and exclusions.", err=True)
@@ -229,7 +229,7 @@ def embed(
         print_json(embedding.to_dict())
     else:
         if embedding.unknown_movies:
-            click.echo(_unknown(embedding.unknown_movies, run), err=True)
+            click.echo(escape(_unknown(embedding.unknown_movies, run)), err=True)
         _print_embedding(embedding)
 
 
@@ -271,7 +271,7 @@ def similar(
     if as_json:
         print_json(neighbours.to_dict())
         return
-    click.echo(f"Nearest to {neighbours.title or movie} by {metric}, run {run.run_id}")
+    click.echo(f"Nearest to {escape(neighbours.title or movie)} by {metric}, run {run.run_id}")
     _print_movies(neighbours.movies)
 
 
@@ -300,7 +300,7 @@ def _person(run: Run, user: str | None, history: str | None, history_file: str |
 
 def skipping(skip_unknown: bool) -> Callable[[EmbedstoreError], None] | None:
     """Return what to do about a person who cannot be answered; None is to stop."""
-    return (lambda error: click.echo(f"skipped: {error}", err=True)) if skip_unknown else None
+    return (lambda error: click.echo(f"skipped: {escape(str(error))}", err=True)) if skip_unknown else None
 
 
 def _tracked(records: Iterator[dict[str, Any]], users_file: Path) -> Iterator[dict[str, Any]]:

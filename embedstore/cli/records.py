@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from embedstore.cli.output import Shown, json_text
 from embedstore.errors import EmbedstoreError, UsageError
 
 if TYPE_CHECKING:
@@ -63,13 +64,13 @@ def _write_text(
     kind: str, records: Iterable[Record], file: TextIO, flatten: Callable[[Record], Iterable[Record]]
 ) -> None:
     if kind == "jsonl":
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        file.writelines(json_text(record) + "\n" for record in records)
         return
     writer: csv.DictWriter[str] | None = None
     for record in records:
         for row in flatten(record):
             if writer is None:
-                writer = csv.DictWriter(file, list(row), lineterminator="\n")
+                writer = csv.DictWriter(Shown(file), list(row), lineterminator="\n")
                 writer.writeheader()
             writer.writerow({key: cell_of(value) for key, value in row.items()})
 

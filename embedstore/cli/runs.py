@@ -28,7 +28,7 @@ from embedstore.cli.settings import (
     setting,
     store_option,
 )
-from embedstore.errors import NotFoundError, UsageError
+from embedstore.errors import NotFoundError, RunError, UsageError
 from embedstore.runs.debias import split_reference
 from embedstore.runs.evaluation import read_evaluation
 from embedstore.runs.manifest import Manifest
@@ -334,15 +334,13 @@ def _headlines(evaluation: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, o
     """Return name and value of the headline of every protocol that was evaluated."""
     lines: list[tuple[str, object]] = []
     for protocol, entry in evaluation.items():
-        name = entry["headline"]
-        low, high = entry["intervals"][name]
-        scored = entry["users"]["scored"]
-        lines.append(
-            (
-                f"evaluation.{protocol}",
-                f"{name} {entry[name]:.4f} (95% {low:.4f} to {high:.4f}, {scored} users)",
-            )
-        )
+        try:
+            name = entry["headline"]
+            low, high = entry["intervals"][name]
+            said = f"{name} {entry[name]:.4f} (95% {low:.4f} to {high:.4f}, {entry['users']['scored']} users)"
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise RunError(f"the evaluation of {protocol} has no headline; evaluate the run again") from error
+        lines.append((f"evaluation.{protocol}", said))
     return lines
 
 

@@ -81,12 +81,12 @@ def plan(
         return
     at_most = " at most" if made.state == "resume" else ""
     deleted = f", delete {made.delete:,}" if made.delete else ""
-    click.echo(f"collection {made.collection}: {made.state}")
+    click.echo(escape(f"collection {made.collection}: {made.state}"))
     click.echo(f"points: {made.count:,} in all, write {made.write:,}{at_most}{deleted}")
     if made.flip:
-        click.echo(f"alias {made.alias}: {made.flip_from or 'new'} -> {made.collection}")
+        click.echo(escape(f"alias {made.alias}: {made.flip_from or 'new'} -> {made.collection}"))
     else:
-        click.echo(f"alias {made.alias}: stays on {made.flip_from or 'nothing'}")
+        click.echo(escape(f"alias {made.alias}: stays on {made.flip_from or 'nothing'}"))
     print_gates(made.gates)
     _print_changes(made.changes)
 
@@ -175,9 +175,9 @@ def print_report(report: SyncReport, *, seconds: float, no_promote: bool, as_jso
     print_gates(report.gates)
     if report.promoted:
         before = f" (before: {report.previous})" if report.previous else ""
-        click.echo(f"alias {report.alias} -> {report.collection}{before}")
+        click.echo(escape(f"alias {report.alias} -> {report.collection}{before}"))
     elif no_promote or not all(result.passed for result in report.gates):
-        click.echo(f"alias {report.alias} stays on {report.previous or 'nothing'}")
+        click.echo(escape(f"alias {report.alias} stays on {report.previous or 'nothing'}"))
     else:
         click.echo(f"alias {report.alias} -> {report.collection}, as before")
     _print_changes(report.changes)
@@ -197,7 +197,7 @@ def status(store_location: str, *, as_json: bool) -> None:
         print_json({"version": version, "nodes": nodes, "collections": [asdict(line) for line in found]})
         return
     if version is not None:
-        click.echo(f"Qdrant {version}" + (f", {_nodes_in_words(peers)}" if peers else ""))
+        click.echo(escape(f"Qdrant {version}" + (f", {_nodes_in_words(peers)}" if peers else "")))
     if not found:
         hidden = "" if version is None else " that this key may list (a token for one alias lists none)"
         text = f"no collection{hidden} in {escape(store_location)}; make one with `embedstore sync`"

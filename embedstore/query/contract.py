@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import MovieId
-from embedstore.query.recommend import embed
+from embedstore.query.recommend import embed, recommendations_of
 from embedstore.query.snippets import LANGUAGES, LIMIT, PAGE, RECIPES, Values, snippet
 from embedstore.runs.run import Run
 from embedstore.stores.base import NO_FILTERS, Filters, Hit, Store
@@ -202,8 +202,9 @@ def _values(
     alias: str, metadata: Metadata, example: Example, hits: Sequence[Hit], endpoint: Endpoint
 ) -> tuple[Filters, Values]:
     """Return filters that leave something of hits, and all that fills the snippets."""
-    genres = Counter(genre for hit in hits for genre in hit.payload["genres"])
-    years = sorted(hit.payload["year"] for hit in hits if hit.payload["year"] is not None)
+    found = recommendations_of(hits)
+    genres = Counter(str(genre) for movie in found for genre in movie.genres)
+    years = sorted(movie.year for movie in found if type(movie.year) is int)  # it stands in programs as it is
     genre = genres.most_common(1)[0][0] if genres else None
     year = years[len(years) // 4] if years else None
     filters = Filters(genres=() if genre is None else (genre,), years=() if year is None else ((">=", year),))

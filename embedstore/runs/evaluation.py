@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from embedstore.errors import RunError
+from embedstore.runs.files import parse_json, read_small
 from embedstore.runs.manifest import damage_of, replace_file, with_digest
 
 __all__ = ["SCHEMA_VERSION", "add_evaluation", "evaluation_path", "read_evaluation"]
@@ -28,13 +29,13 @@ def read_evaluation(run_path: Path) -> dict[str, dict[str, Any]]:
     """
     path = evaluation_path(run_path)
     try:
-        raw = path.read_bytes()
-        content = json.loads(raw)
+        raw = read_small(path.parent, path.name)
+        content = parse_json(raw)
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RunError(f"{path} is not JSON ({error}); remove it and evaluate the run again") from error
     protocols = content.get("protocols") if isinstance(content, dict) else None
     if (

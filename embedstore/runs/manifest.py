@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embedstore.errors import RunError
+from embedstore.runs.files import parse_json, read_small
 
 __all__ = [
     "MANIFEST",
@@ -27,7 +28,6 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-_LARGEST_MANIFEST = 4 << 20
 _DIGEST = b',\n "digest": "'
 
 
@@ -81,12 +81,8 @@ def read_manifest(run_path: Path) -> Manifest:
     """
     path = run_path / MANIFEST
     try:
-        if path.stat().st_size > _LARGEST_MANIFEST:
-            raise RunError(
-                f"{path} is larger than {_LARGEST_MANIFEST} bytes; it is not a manifest of embedstore"
-            )
-        raw = path.read_bytes()
-        content = json.loads(raw)
+        raw = read_small(run_path, MANIFEST)
+        content = parse_json(raw)
     except FileNotFoundError:
         raise RunError(
             f"run {run_path.name} has no {MANIFEST}: its training did not finish; "
@@ -94,8 +90,10 @@ def read_manifest(run_path: Path) -> Manifest:
         ) from None
     except NotADirectoryError:
         raise RunError(f"{run_path} is a file; expected the folder of a run") from None
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is not JSON ({error}); the run is damaged, restore or remove it") from error
+    except ValueError as error:
+        raise RunError(
+            f"{path} is not JSON of embedstore ({error}); the run is damaged, restore or remove it"
+        ) from error
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("schema_version"), int):
@@ -127,7 +125,12 @@ def _check(manifest: Any, path: Path) -> None:
         type(manifest.embedding_dim) is int
         and manifest.embedding_dim > 0
         and manifest.tower in ("additive", "dense", "none")
+        and isinstance(manifest.created_at, str)
+        and isinstance(manifest.git_commit, str | None)
         and all(isinstance(part, dict) for part in (manifest.dataset, manifest.config, manifest.metrics))
+        and all(type(manifest.dataset.get(name, 0)) is int for name in ("n_users", "n_movies", "n_ratings"))
+        and isinstance(manifest.versions, dict)
+        and all(isinstance(version, str) for version in manifest.versions.values())
         and isinstance(manifest.files, dict)
         and all(
             isinstance(entry, dict)
@@ -187,7 +190,8 @@ def replace_file(path: Path, content: bytes) -> None:
     """Write content to path so that a reader, or a power cut, sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # never through a link that lies there
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import mmap
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
+from io import FileIO
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,7 +20,8 @@ import numpy.typing as npt
 from embedstore.data.dataset import Movie
 from embedstore.data.features import Ids, MovieId, Rows, Vocabulary
 from embedstore.errors import NotFoundError, RunError
-from embedstore.runs.manifest import Manifest, digest_of, read_manifest
+from embedstore.runs.files import content_of, map_array, open_file, parse_json
+from embedstore.runs.manifest import Manifest, read_manifest
 from embedstore.runs.tower import (
     AdditiveTower,
     DenseTower,
@@ -33,6 +37,8 @@ _FEATURES = ("movies", "genres", "years")
 _POOLINGS = ("mean", "l2", "sum")
 _ACTIVATIONS = ("linear", "tanh", "relu")
 _FIELDS = {"movie_id", "title", "year", "genres", "popularity"}
+_LONGEST_LINE = 64 << 10  # of movies.jsonl
+_LARGEST = 2**63
 _LINES = 1000  # read at a time where all are read
 _BLOCK = 1 << 20
 
@@ -40,15 +46,14 @@ _BLOCK = 1 << 20
 class Catalog(Sequence[Movie]):
     """The movies of movies.jsonl, one per line, each parsed when it is asked for.
 
-    Holds where the lines begin, 8 bytes a movie, and maps the file. damaged makes the error that is
-    raised where a line does not describe a movie.
+    Holds where the lines begin, 8 bytes a movie, and maps the file, which may be closed then. damaged
+    makes the error that is raised where a line does not describe a movie.
     """
 
-    def __init__(self, path: Path, damaged: Callable[[str], RunError]) -> None:
+    def __init__(self, file: FileIO, damaged: Callable[[str], RunError]) -> None:
         self._damaged = damaged
         try:
-            with open(path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (ValueError, OSError) as error:
             raise damaged(f"cannot be mapped ({error})") from error
         bounds = [np.zeros(1, np.int64)]
@@ -59,6 +64,8 @@ class Catalog(Sequence[Movie]):
         self._bounds = np.concatenate(bounds)
         if self._bounds[-1] != len(self._map):
             raise damaged("does not end with a whole line")
+        if int(np.diff(self._bounds).max()) > _LONGEST_LINE:
+            raise damaged(f"has a line of more than {_LONGEST_LINE:,} bytes")
 
     def __len__(self) -> int:
         return int(self._bounds.size - 1)
@@ -90,10 +97,9 @@ class Catalog(Sequence[Movie]):
             text = b",".join([self._map[start:end] for start, end in bounds])
         try:
             lines: list[dict[str, Any]] = json.loads(b"[" + text + b"]")  # faster than one by one
-            right = len(lines) == len(bounds) and all(
-                line.keys() >= _FIELDS and type(line["popularity"]) is int and type(line["genres"]) is list
-                for line in lines
-            )
+            right = len(lines) == len(bounds) and all(map(_is_movie, lines))
+            if b"\\u" in text:
+                json.dumps(lines, ensure_ascii=False).encode()  # raises for half a character
         except (ValueError, AttributeError, RecursionError) as error:
             raise self._damaged(f"does not hold one movie per line ({error!r})") from error
         if not right:
@@ -115,7 +121,7 @@ class Run:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        self._checked: set[str] = set()
+        self._checked: dict[str, tuple[int, ...]] = {}  # what a file was when its digest was right
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
@@ -194,7 +200,10 @@ class Run:
         start, stop = int(offsets[row]), int(offsets[row + 1])
         if not 0 <= start <= stop <= rows.size:
             raise self._damaged("histories/offsets.npy", "points outside of histories/movie_rows.npy")
-        return np.asarray(rows[start:stop], dtype=np.int64)
+        history = np.asarray(rows[start:stop], dtype=np.int64)
+        if not _within(history, len(self.movies)):
+            raise self._damaged("histories/movie_rows.npy", "points outside of the movies")
+        return history
 
     def unknown_user(self, user_id: object) -> NotFoundError:
         """Return the error for a user who is not among users."""
@@ -220,7 +229,8 @@ class Run:
     def catalog(self) -> Catalog:
         """Title, year, genres and cold of every movie, in the order of the vectors' rows."""
         name = "movies.jsonl"
-        catalog = Catalog(self._file(name), partial(self._damaged, name))
+        with self._open(name) as file:
+            catalog = Catalog(file, partial(self._damaged, name))
         if len(catalog) != len(self.movies):
             raise self._damaged(name, f"has {len(catalog)} lines for {len(self.movies)} vectors")
         return catalog
@@ -259,72 +269,100 @@ class Run:
         Taken from the files' digests, which are checked first.
         """
         for name in ("movie_ids.npy", "movie_vectors.npy", "movies.jsonl"):
-            self._file(name)
+            self._open(name).close()
         if self.additive:
-            self._file("history_vectors.npy")
+            self._open("history_vectors.npy").close()
         return self.manifest.fingerprint
 
     def verify(self, *, size_alone: bool = False) -> None:
         """Check the size and sha256 of every file. Raises RunError that names the first difference."""
         self._checked.clear()
         for name in self.manifest.files:
-            self._file(name, size_alone=size_alone)
+            self._open(name, size_alone=size_alone).close()
 
     def _dense_tower(self) -> DenseTower:
         name = "tower.json"
         try:
-            spec = json.loads(self._file(name).read_text(encoding="utf-8"))
+            with self._open(name) as file:
+                spec = parse_json(content_of(file))
             inputs = spec["inputs"]
             layers = spec["layers"]
+            labels = spec.get("labels", {})
             known = (
                 all(_known_input(part) for part in inputs)
                 and all(layer["activation"] in _ACTIVATIONS for layer in layers)
+                and all(isinstance(names, list) for names in labels.values())
                 and isinstance(spec["constant"], bool)
                 and bool(inputs)
             )
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            biased = [bool(layer["bias"]) for layer in layers]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damaged(name, f"is not a tower ({error!r})") from error
         if not known:
             raise self._damaged(name, "describes a tower that this embedstore does not know")
-        tower = DenseTower(
-            inputs=[
-                TowerInput(
-                    part["feature"],
-                    self._matrix(f"tower.{part['feature']}.npy"),
-                    part["pooling"],
-                    part.get("half_life"),
+        features = {
+            part["feature"]: MovieFeature(
+                name=part["feature"],
+                offsets=self._array(f"tower.{part['feature']}.offsets.npy", ("int64",)),
+                values=self._array(f"tower.{part['feature']}.values.npy", ("int64",)),
+                labels=labels.get(part["feature"], ()),
+            )
+            for part in inputs
+            if part["feature"] != "movies"
+        }
+        tables = [
+            TowerInput(
+                part["feature"],
+                self._matrix(f"tower.{part['feature']}.npy"),
+                part["pooling"],
+                part.get("half_life"),
+            )
+            for part in inputs
+        ]
+        for table in tables:
+            self._check_rows(table, features.get(table.feature))
+        width = sum(table.table.shape[1] for table in tables)
+        dense = []
+        for number, layer in enumerate(layers):
+            kernel = self._matrix(f"tower.kernel{number}.npy")
+            bias = self._array(f"tower.bias{number}.npy", ("float32",)) if biased[number] else None
+            if len(kernel) != width or (bias is not None and bias.shape != kernel.shape[1:]):
+                raise self._damaged(
+                    f"tower.kernel{number}.npy", f"has shape {kernel.shape} after width {width}"
                 )
-                for part in inputs
-            ],
-            layers=[
-                TowerLayer(
-                    kernel=self._matrix(f"tower.kernel{number}.npy"),
-                    bias=self._array(f"tower.bias{number}.npy", ("float32",)) if layer["bias"] else None,
-                    activation=layer["activation"],
-                )
-                for number, layer in enumerate(layers)
-            ],
-            constant=spec["constant"],
-            features={
-                part["feature"]: MovieFeature(
-                    name=part["feature"],
-                    offsets=self._array(f"tower.{part['feature']}.offsets.npy", ("int64",)),
-                    values=self._array(f"tower.{part['feature']}.values.npy", ("int64",)),
-                    labels=spec.get("labels", {}).get(part["feature"], ()),
-                )
-                for part in inputs
-                if part["feature"] != "movies"
-            },
-        )
+            width = kernel.shape[1]
+            dense.append(TowerLayer(kernel=kernel, bias=bias, activation=layer["activation"]))
+        tower = DenseTower(inputs=tables, layers=dense, constant=spec["constant"], features=features)
         if tower.embedding_dim != self.embedding_dim:
             raise self._damaged(name, f"has width {tower.embedding_dim}, the run has {self.embedding_dim}")
         return tower
 
+    def _check_rows(self, part: TowerInput, feature: MovieFeature | None) -> None:
+        """Raise RunError where the rows of a movie, or of its feature, are not in the table."""
+        n, name = len(self.movies), f"tower.{part.feature}"
+        if feature is None:
+            if len(part.table) != n:
+                raise self._damaged(f"{name}.npy", f"has {len(part.table)} rows for {n} movies")
+            return
+        offsets, values = feature.offsets, feature.values
+        if (
+            offsets.shape != (n + 1,)
+            or values.ndim != 1
+            or int(offsets[0]) != 0
+            or int(offsets[-1]) != values.size
+            or bool((np.diff(offsets) < 0).any())
+        ):
+            raise self._damaged(f"{name}.offsets.npy", f"points outside of {name}.values.npy")
+        if not _within(values, len(part.table)):
+            raise self._damaged(f"{name}.values.npy", f"points outside of {name}.npy")
+
     def _vocabulary(self, name: str) -> Vocabulary:
         values: Ids = self._array(name, None)
         try:
+            if values.dtype.kind == "U":
+                "".join(values.tolist()).encode()  # what cannot be printed, or is no character
             return Vocabulary(values)
-        except ValueError as error:
+        except (ValueError, SystemError) as error:
             raise self._damaged(name, f"is not a vocabulary: {error}") from error
 
     def _matrix(self, name: str, shape: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
@@ -334,37 +372,43 @@ class Run:
         return array
 
     def _array(self, name: str, dtypes: tuple[str, ...] | None) -> npt.NDArray[Any]:
-        path = self._file(name)
-        try:
-            array = np.load(path, mmap_mode="r" if path.stat().st_size else None, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise self._damaged(name, f"is not an array file ({error})") from error
-        if not isinstance(array, np.ndarray) or (dtypes is not None and array.dtype.name not in dtypes):
+        with self._open(name) as file:
+            try:
+                array = map_array(file)
+            except (ValueError, OSError) as error:
+                raise self._damaged(name, f"is not an array file ({error})") from error
+        if dtypes is not None and array.dtype.name not in dtypes:
             raise self._damaged(name, "does not hold the type of numbers that it should")
-        return array.view(np.ndarray)
+        return array
 
-    def _file(self, name: str, *, size_alone: bool = False) -> Path:
-        """Return the path of a file of the run whose digest was checked, or its size alone."""
-        path = self.path / name
-        if name in self._checked:
-            return path
+    def _open(self, name: str, *, size_alone: bool = False) -> FileIO:
+        """Open a file of the run whose digest was checked, or its size alone."""
         entry = self.manifest.files.get(name)
         if entry is None:
             raise self._damaged(name, "is not in the manifest")
-        if path.is_symlink() or not path.is_file():
-            raise self._damaged(name, "is missing")
         try:
-            size = path.stat().st_size
-            if size != entry["bytes"]:
-                raise self._damaged(name, f"has {size} bytes, the manifest says {entry['bytes']}")
-            if size_alone:
-                return path
-            if digest_of(path) != entry["sha256"]:
-                raise self._damaged(name, "does not have the sha256 of the manifest")
+            file = open_file(self.path, name)
+        except FileNotFoundError:
+            raise self._damaged(name, "is missing") from None
+        except (OSError, ValueError) as error:
+            raise self._damaged(name, f"cannot be read ({getattr(error, 'strerror', error)})") from error
+        try:
+            found = os.fstat(file.fileno())
+            if found.st_size != entry["bytes"]:
+                raise self._damaged(name, f"has {found.st_size} bytes, the manifest says {entry['bytes']}")
+            state = (found.st_dev, found.st_ino, found.st_mtime_ns)
+            if not size_alone and self._checked.get(name) != state:
+                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                    raise self._damaged(name, "does not have the sha256 of the manifest")
+                file.seek(0)
+                self._checked[name] = state
         except OSError as error:
+            file.close()
             raise self._damaged(name, f"cannot be read ({error.strerror})") from error
-        self._checked.add(name)
-        return path
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def _damaged(self, name: str, what: str) -> RunError:
         return RunError(
@@ -378,6 +422,26 @@ def _known_input(part: dict[str, Any]) -> bool:
         return part["feature"] in _FEATURES and part["pooling"] in _POOLINGS
     decays = isinstance(half_life, float) and 0 < half_life < math.inf
     return decays and (part["feature"], part["pooling"]) == ("movies", "mean")
+
+
+def _is_movie(line: dict[str, Any]) -> bool:
+    year, popularity = line.get("year", ""), line.get("popularity")
+    return (
+        line.keys() >= _FIELDS
+        and type(line["movie_id"]) in (int, str)
+        and (line["title"] is None or type(line["title"]) is str)
+        and (year is None or (type(year) is int and -_LARGEST <= year < _LARGEST))
+        and type(line["genres"]) is list
+        and all(type(genre) is str for genre in line["genres"])
+        and type(popularity) is int
+        and 0 <= popularity < _LARGEST
+        and type(line.get("cold", False)) is bool
+    )
+
+
+def _within(rows: npt.NDArray[Any], n: int) -> bool:
+    """Whether every row is one of n."""
+    return not rows.size or (int(rows.min()) >= 0 and int(rows.max()) < n)
 
 
 def _movie(line: dict[str, Any]) -> Movie:

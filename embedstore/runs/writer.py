@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import secrets
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +19,7 @@ from embedstore.data.dataset import Dataset
 from embedstore.data.features import Ids, MovieId, Rows
 from embedstore.errors import RunError
 from embedstore.runs.manifest import MANIFEST, Manifest, digest_of, replace_file, sync_path, with_digest
+from embedstore.runs.programs import git
 from embedstore.runs.registry import RUN_ID
 from embedstore.runs.scratch import scratch_folder
 from embedstore.runs.tower import AdditiveTower, DenseTower
@@ -318,13 +317,5 @@ def _versions() -> dict[str, str]:
 
 def _git_commit() -> str | None:
     """Return the commit of the current folder's checkout, None where there is none."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-    try:
-        answer = subprocess.run(  # noqa: S603  (a fixed command)
-            [git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip() or None if answer.returncode == 0 else None
+    answer = git(Path(), "rev-parse", "HEAD")
+    return None if answer is None or answer.returncode else answer.stdout.strip() or None

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shutil
-import subprocess
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from embedstore.errors import NotFoundError, StoreError, StoreUnreachableError, UsageError
+from embedstore.runs.programs import git
 from embedstore.stores.connection import NO_KEY, Connection, Secret, endpoints_of
 from embedstore.stores.contract import valid_alias
 from embedstore.stores.rest import RestClient, anything
@@ -49,13 +48,8 @@ def write_keys(folder: Path) -> Path:
 
 def ignored_by_git(path: Path) -> bool:
     """Whether git would not commit path: a pattern ignores it, or it is in no work tree."""
-    git = shutil.which("git")
-    if git is None:
-        return True
-    answer = subprocess.run(  # noqa: S603  (a fixed command)
-        [git, "-C", path.parent, "check-ignore", "--quiet", path.name], capture_output=True, check=False
-    )
-    return answer.returncode != 1  # 128: no work tree
+    answer = git(path.parent, "check-ignore", "--quiet", path.name)
+    return answer is None or answer.returncode != 1  # 128: no work tree
 
 
 def lifetime_of(text: str) -> timedelta | None:

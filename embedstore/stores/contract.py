@@ -67,6 +67,7 @@ Matrix = npt.NDArray[np.float32]
 State = Literal["building", "sealed", "deleting"]
 
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _LARGEST_POINT_ID = 2**64 - 1
 _LARGEST_DIM = 65_536  # of Qdrant; a larger one would only take memory
 _SHOWN = 50  # characters of a value that cannot be meant
@@ -215,7 +216,8 @@ def _shown(value: object) -> str:
 # What fields of metadata hold, which other tools can write too.
 _DECIDING: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "state": ("building, sealed or deleting", lambda value: value in ("building", "sealed", "deleting")),
-    "run_id": ("text", _is_text),
+    # It is a part of programs that `contract` writes to be pasted into a shell.
+    "run_id": ("letters, digits, '_.-'", lambda value: _is_text(value) and bool(_RUN.fullmatch(value))),
     "dim": (
         f"an integer from 1 to {_LARGEST_DIM}",
         lambda value: _is_integer(value, 1) and value <= _LARGEST_DIM,

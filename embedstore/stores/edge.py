@@ -30,6 +30,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -46,7 +47,9 @@ import qdrant_edge as edge
 
 from embedstore.data.features import MovieId
 from embedstore.errors import NotFoundError, StoreDamagedError, StoreError, StoreLockedError, UsageError
+from embedstore.runs.files import open_file, parse_json, read_small
 from embedstore.runs.manifest import damage_of, digest_of, replace_file, sync_path, with_digest
+from embedstore.runs.programs import run_program
 from embedstore.runs.scratch import scratch_folder
 from embedstore.stores.base import NO_FILTERS, Filters, Hit, Note, Promotion, Query, Store, moment_after
 from embedstore.stores.contract import (
@@ -75,7 +78,7 @@ _CHECKED = "checked.json"
 _RECORD_FIELDS = ("schema", "metadata", "generation", "files", "edge_config")
 _ALIAS_FIELDS = ("schema", "collection", "promotions")
 _SYNC_AGAIN = "run `embedstore sync` with its run again"
-_PROMOTE_AGAIN = "promote a run again"
+_PROMOTE_AGAIN = "delete it and promote a run again"
 _EDGE_CONFIG = "edge_config.json"
 _SEGMENT = "segment.json"
 _EDGE_UNFINISHED = ".atomicwrite"
@@ -84,6 +87,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,250}")
 _PROMOTIONS_KEPT = 100
 _BATCH_QUERIES = 64
 _BLOCK = 1 << 20
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 _READ_EACH_TIME = 1 << 20  # bytes: Edge touches the smaller files whenever it opens or closes a shard
 _LOADING_SECONDS = 5
 _IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
@@ -487,7 +491,7 @@ class EdgeStore(Store):
 
         with _disk(self.path):
             try:
-                with open(self.path / "lock", "rb") as file:
+                with open_file(self.path, "lock") as file:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
@@ -514,7 +518,7 @@ class EdgeStore(Store):
         import fcntl  # POSIX alone; reading works without it
 
         with _disk(self.path):
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(self.path / "lock", _LOCK_FLAGS, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -536,6 +540,8 @@ class EdgeStore(Store):
     def _clean(self) -> None:
         """Remove what a killed writer left behind: folders and files that no record names."""
         for folder in (self.path / "collections").glob("*"):
+            if folder.is_symlink():  # what is behind it is none of ours
+                continue
             if not (folder / _RECORD).exists():
                 _remove(folder)
                 continue
@@ -561,7 +567,7 @@ class EdgeStore(Store):
             cached = self._records.get(name)
             if cached is not None and cached[0] == state:
                 return cached[1]
-            content = _read_json(path, _SYNC_AGAIN, _RECORD_FIELDS)
+            content = _read_json(self.path, f"collections/{name}/{_RECORD}", _SYNC_AGAIN, _RECORD_FIELDS)
         except (FileNotFoundError, NotADirectoryError):
             raise NotFoundError(
                 f"no collection {name!r} in store {self.path}; list them with `embedstore status`"
@@ -577,11 +583,19 @@ class EdgeStore(Store):
                 files=content["files"],
                 edge_config=content["edge_config"],
             )
-            usable = _NAME.fullmatch(record.generation) and all(
-                isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)
-                for entry in record.files.values()
+            config = content["edge_config"]
+            usable = (
+                _NAME.fullmatch(record.generation)
+                and not (path.parent / record.generation).is_symlink()
+                and (config is None or _is_config(parse_json(config.encode()), record.metadata.spec))
+                and all(
+                    isinstance(entry["bytes"], int)
+                    and isinstance(entry["sha256"], str)
+                    and not {"", ".."} & set(key.split("/"))
+                    for key, entry in record.files.items()
+                )
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise StoreDamagedError(f"{path} is damaged ({error!r}); {_SYNC_AGAIN}") from error
         if not usable:
             raise StoreDamagedError(f"{path} is damaged; {_SYNC_AGAIN}")
@@ -677,7 +691,7 @@ class EdgeStore(Store):
         folder = self.path / "collections" / name / record.generation
         for key, entry in record.files.items():
             try:
-                size = (folder / key).stat().st_size
+                size = (folder / key).lstat().st_size
             except OSError as error:
                 raise _damaged(name, f"{key}: {error.strerror}") from error
             if size < entry["bytes"]:  # a file that grew was written to by other hands, and opens
@@ -729,8 +743,13 @@ def _check_store(path: Path) -> None:
         if path.is_dir() and any(path.iterdir()):
             raise StoreError(f"folder {path} is not a store of embedstore; choose another --store")
         raise NotFoundError(f"no store at {path}; make one with `embedstore sync`")
+    for part in ("collections", "aliases"):
+        if (path / part).is_symlink():
+            raise StoreError(
+                f"{path / part} is a link, which is not followed; give the folder itself to --store"
+            )
     advice = f"write {_STORE_CONTENT} into it"
-    if not isinstance(_read_json(path / _STORE_FILE, advice).get("schema"), int):
+    if not isinstance(_read_json(path, _STORE_FILE, advice).get("schema"), int):
         raise StoreError(f"{path / _STORE_FILE} is damaged: it has no schema; {advice}")
 
 
@@ -758,16 +777,17 @@ def _engine(what: str) -> Iterator[None]:
         raise
 
 
-def _read_json(path: Path, mend: str, fields: Sequence[str] = ()) -> dict[str, Any]:
+def _read_json(folder: Path, name: str, mend: str, fields: Sequence[str] = ()) -> dict[str, Any]:
     """Return a JSON object. Raises StoreDamagedError where the file holds another thing, OSError as open.
 
     mend: what to do then. fields: of a file with a digest, where one of an older version has none; see
     damage_of.
     """
+    path = folder / name
     try:
-        raw = path.read_bytes()
-        content = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        raw = read_small(folder, name)
+        content = parse_json(raw)
+    except ValueError as error:
         raise StoreDamagedError(f"{path} is damaged: not JSON ({error}); {mend}") from error
     if not isinstance(content, dict):
         raise StoreDamagedError(f"{path} is damaged: not a JSON object; {mend}")
@@ -782,7 +802,7 @@ def _read_json(path: Path, mend: str, fields: Sequence[str] = ()) -> dict[str, A
 
 
 def _read_alias(path: Path) -> dict[str, Any]:
-    content = _read_json(path, _PROMOTE_AGAIN, _ALIAS_FIELDS)
+    content = _read_json(path.parent, path.name, _PROMOTE_AGAIN, _ALIAS_FIELDS)
     if not isinstance(content.get("collection"), str):
         raise StoreDamagedError(f"{path} is damaged: it names no collection; {_PROMOTE_AGAIN}")
     return content
@@ -819,14 +839,32 @@ def _load_shard(folder: Path, record: _Record) -> edge.EdgeShard:
 
 
 def _mend_config(folder: Path, record: _Record) -> None:
-    """Put back the configuration of a sealed shard: with another, Edge may misread it, or take a WAL."""
-    if record.edge_config is None or not folder.is_dir():
+    """Put back the configuration of a sealed shard: with another, Edge may misread it, or take a WAL.
+
+    Raises StoreError where there is none that fits, and for a link in folder, which Edge would follow.
+    """
+    if not folder.is_dir():
         return
-    with suppress(StoreError, OSError):
-        if _read_json(folder / _EDGE_CONFIG, "") == json.loads(record.edge_config):
-            return
+    found: Any = None
     with _disk(folder):
-        replace_file(folder / _EDGE_CONFIG, record.edge_config.encode())
+        for _ in _walk(folder):
+            pass
+        with suppress(StoreError, OSError):
+            found = _read_json(folder, _EDGE_CONFIG, "")
+        if record.edge_config is not None and found != parse_json(record.edge_config.encode()):
+            replace_file(folder / _EDGE_CONFIG, record.edge_config.encode())
+        elif not _is_config(found, record.metadata.spec):
+            raise StoreError(f"{folder / _EDGE_CONFIG} is damaged; {_SYNC_AGAIN}")
+
+
+def _is_config(content: Any, spec: CollectionSpec) -> bool:
+    """Whether a configuration is one that Edge writes for a collection of spec."""
+    try:
+        vectors = {name: (entry["size"], entry["distance"]) for name, entry in content["vectors"].items()}
+        names = ("", HISTORY_VECTOR) if spec.additive else ("",)
+        return vectors == dict.fromkeys(names, (spec.dim, "Dot")) and content["wal_enabled"] is False
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def _try_to_load(name: str, folder: Path, record: _Record) -> None:
@@ -840,13 +878,9 @@ def _try_to_load(name: str, folder: Path, record: _Record) -> None:
         "import sys, qdrant_edge as q; s = q.EdgeShard.load(sys.argv[1])\n"
         "s.scroll(q.ScrollRequest(limit=int(sys.argv[2]), with_payload=True, with_vector=True)); s.close()"
     )
+    command = [sys.executable, "-c", code, str(folder), str(count)]
     try:
-        subprocess.run(  # noqa: S603  (this very interpreter, a fixed program)
-            [sys.executable, "-c", code, str(folder), str(count)],
-            timeout=_LOADING_SECONDS + count / 10_000,
-            check=True,
-            capture_output=True,
-        )
+        run_program(command, timeout=_LOADING_SECONDS + count / 10_000).check_returncode()
     except (subprocess.SubprocessError, OSError) as error:
         raise StoreError(f"collection {name!r} is damaged and cannot be loaded") from error
 
@@ -898,8 +932,15 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield every folder of a shard and its files, but for those of a write that Edge has not finished."""
+    """Yield every folder of a shard and its files, but for those of a write that Edge has not finished.
+
+    Raises OSError for what is neither: a link, a pipe.
+    """
     for base, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            mode = os.lstat(Path(base, name)).st_mode
+            if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+                raise OSError(errno.ELOOP, "a link, or no regular file", str(Path(base, name)))
         folders[:] = [name for name in folders if not name.startswith(_EDGE_UNFINISHED)]
         yield base, names
 
@@ -912,7 +953,7 @@ def _digests(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def _digest(path: Path) -> str:
-    if path.name != _SEGMENT:
+    if path.name != _SEGMENT or path.stat().st_size > _BLOCK:
         return digest_of(path)
     # Edge writes this file at every close, its keys in an order that varies.
     content = path.read_bytes()
@@ -934,7 +975,7 @@ def _is_large(stamp: Sequence[int]) -> bool:
 def _stamps(folder: Path, record: _Record) -> Mapping[str, Sequence[int]]:
     """Return the stamps that the large files of a collection had when they were found right."""
     try:
-        content = _read_json(folder / _CHECKED, "")
+        content = _read_json(folder, _CHECKED, "")
     except (StoreError, OSError):
         return {}
     files = content.get("files")

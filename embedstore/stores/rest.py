@@ -157,7 +157,7 @@ class RestClient:
     def close(self) -> None:
         self._http.close()
 
-    def get(self, path: str, read: Callable[[Any], T], *, patient: bool = True) -> T:
+    def get(self, path: str, read: Callable[[Any], T] = anything, *, patient: bool = True) -> T:
         return self.request("GET", path, read=read, patient=patient)
 
     def request(

@@ -84,7 +84,6 @@ OLDEST_SERVER = (1, 17, 1)
 _PROMOTIONS_KEPT = 100
 _PROMOTIONS = "promotions"  # in the metadata: [{"alias", "at", "previous", ...}, ...], oldest first
 _PROMOTING = "promoting"  # in the metadata: {"at", "who"} of somebody who is about to point an alias here
-_UNKNOWN = Note(who="", tool_version="")
 _PROMOTING_SECONDS = 600.0  # after which he was killed
 _NAME = re.compile(r"[^/\\\0<>:\"|?*]{1,250}")
 _OUR_NAME = re.compile(r".+__\d{8}t\d{6}-[0-9a-f]{4}(_debias[01]\.\d\d)?")  # ALIAS__RUN
@@ -330,12 +329,8 @@ class ServerStore(Store):
         flips: list[Promotion] = []
         with suppress(StoreError, NotFoundError):  # the history never stands in the way of a flip
             flips = self.promotions(alias)
-            if flips and not flips[-1].at and self._fresh(flips[-1].collection).state == "sealed":
-                # Whoever flipped it was killed before he noted it.
-                *earlier, last = flips
-                before = earlier[-1].collection if earlier else None
-                self._note(alias, last.collection, before, note if previous == name else _UNKNOWN, earlier)
-                flips = self.promotions(alias)
+            if previous == name and not flips[-1].at:  # whoever flipped it was killed before he noted it
+                self._note(alias, name, flips[-2].collection if flips[1:] else None, note, flips)
         if previous == name:
             return False
         self._patch(name, {_PROMOTING: {"at": now(), "who": self._name}})
@@ -357,7 +352,7 @@ class ServerStore(Store):
         self, alias: str, name: str, previous: str | None, note: Note, flips: Sequence[Promotion]
     ) -> None:
         """Note a flip from previous to name in the latter, after flips."""
-        at = moment_after(flips[-1].at if flips else None)
+        at = moment_after(max((flip.at for flip in flips), default=""))
         flip = {"alias": alias, "at": at, "previous": previous, **note.to_dict()}
         noted = {_PROMOTIONS: [*self._flips_in(name), flip][-_PROMOTIONS_KEPT:], _PROMOTING: None}
         self._patch(name, {"state": "sealed", **noted})  # a killed gc may have left its mark
@@ -365,17 +360,26 @@ class ServerStore(Store):
     def promotions(self, alias: str) -> list[Promotion]:
         """Return the flips of alias, newest last, as the collections that are there remember them.
 
-        A flip that was not noted, by a kill or by other hands, is the last one and has no time.
+        A flip that was not noted, by a kill or by other hands, has no time. It is the last one, or is told
+        of by the one after it, which noted what the alias named then.
         """
         target = self.aliases().get(valid_alias(alias))
         if target is None:
             return []
         found: dict[tuple[str, str], Promotion] = {}
+        run_ids: dict[str, str] = {}
         for name in self._all_names():
             with suppress(OverloadedError):  # what has lost its last replica cannot be returned to either
-                for flip in _noted(self._metadata_of(name) or {}, name, alias):
+                content = self._metadata_of(name) or {}
+                run_ids[name] = str(content.get("run_id"))
+                for flip in _noted(content, name, alias):
                     found[flip.at, flip.collection] = flip
-        flips = sorted(found.values(), key=lambda flip: flip.at)
+        flips: list[Promotion] = []
+        for flip in sorted(found.values(), key=lambda flip: flip.at):
+            before = flip.previous
+            if before in run_ids and (not flips or flips[-1].collection != before):
+                flips.append(Promotion(before, run_ids[before], ""))
+            flips.append(flip)
         if not flips or flips[-1].collection != target:
             flips.append(Promotion(target, self.metadata(target).run_id, ""))
         return flips[-_PROMOTIONS_KEPT:]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import Rows
-from embedstore.errors import StoreError, StoreUnreachableError, VerificationError
+from embedstore.errors import RunError, StoreError, StoreUnreachableError, VerificationError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Store
 from embedstore.stores.contract import Metadata
@@ -224,6 +224,11 @@ def _user_vectors(run: Run) -> npt.NDArray[np.float32]:
                 vectors.append(run.tower(history))
                 run.release()
         if vectors:
-            return np.stack(vectors)
+            psi = np.stack(vectors)
+            if not np.isfinite(psi).all():
+                raise RunError(
+                    f"the tower of run {run.run_id} makes NaN or infinity of a history; train again"
+                )
+            return psi
     picked = np.linspace(0, len(run.movies) - 1, min(_USERS, len(run.movies))).astype(int)
     return np.asarray(run.movie_vectors[picked])

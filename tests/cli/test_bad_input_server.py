@@ -32,6 +32,7 @@ from embedstore.stores.rest import READING_SECONDS
 from embedstore.stores.server import ServerStore
 from embedstore.sync import sync
 from tests.builders import tiny_run, with_value
+from tests.keys import KEY, OTHER_KEY
 from tests.scripted import (
     HTML,
     QDRANT,
@@ -47,8 +48,7 @@ from tests.scripted import (
 from tests.server import clean, server_store, server_url
 
 Prepare = Callable[[Path, ServerStore], object]
-FORGED = jwt.encode({"access": "m"}, "x" * 40, algorithm="HS256")
-KEY = "s3cret-key-of-tests"
+FORGED = jwt.encode({"access": "m"}, OTHER_KEY, algorithm="HS256")
 RUN, NEWER = "20250101t000000-bbbb", "20260101t000000-cccc"
 QUERY, SYNC = ["query", "--user", "3"], ["sync"]
 EVERY_COMMAND = [
@@ -384,7 +384,7 @@ SERVER_CASES = [
     *[
         ServerCase(f"{what}: {command[0]}", key, command, 1, "refuses the key, or asks for one (401")
         for what, key in [
-            ("wrong key", lambda: "x" * 40),
+            ("wrong key", lambda: OTHER_KEY),
             ("no key", lambda: ""),
         ]
         for command in (QUERY, SYNC, ["status"], ["verify"], ["promote", RUN])

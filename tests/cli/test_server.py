@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from itertools import count
 from pathlib import Path
 
 import jwt
@@ -10,9 +11,9 @@ import pytest
 
 from embedstore.cli import run
 from embedstore.cli.settings import KEY_VARIABLE
+from tests.keys import KEY
 
 Capture = pytest.CaptureFixture[str]
-KEY = "k" * 40
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +71,7 @@ def test_access_prints_the_token_alone_and_says_what_it_may(
         (["--store", "http://qdrant.example"], KEY, 2, "would travel unencrypted"),
         (["--store", "http://127.0.0.1:9"], KEY, 5, "gives no answer"),
     ],
+    ids=count(),
 )
 def test_no_token_is_printed_where_none_can_be_made(
     monkeypatch: pytest.MonkeyPatch,

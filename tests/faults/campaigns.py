@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import flips, kills, server_kills
+from tests.faults import flips, fuzz, kills, server_kills
 from tests.faults.report import Campaign
 
 __all__ = ["CAMPAIGNS"]
@@ -15,4 +15,5 @@ CAMPAIGNS: list[Campaign] = [
     Campaign("kills of the server", server_kills.of_the_server, full=60, normal=6, server=True),
     Campaign("flips under readers of a folder", flips.flips_of_a_folder, full=200, normal=20),
     Campaign("flips under readers of a server", flips.flips_on_a_server, full=200, normal=20, server=True),
+    Campaign("runs from strangers", fuzz.mutated_runs, full=10_000, normal=200),
 ]

@@ -20,10 +20,11 @@ from embedstore.stores.access import check_token, ignored_by_git, lifetime_of, r
 from embedstore.stores.base import open_store
 from embedstore.stores.connection import Connection, Secret, read_key_file
 from tests.builders import tiny_run
+from tests.keys import KEY, OTHER_KEY, READ_ONLY_KEY
 from tests.server import clean
 from tests.server_process import free_port, start_server
 
-KEY = Secret("k" * 32)
+ADMIN = Secret(KEY)
 SOON = datetime.now(UTC) + timedelta(minutes=5)
 
 
@@ -83,11 +84,11 @@ def test_other_lifetimes_are_refused(text: str) -> None:
 
 def test_a_token_says_what_it_may_and_until_when() -> None:
     def content(token: Secret) -> Any:
-        return jwt.decode(token.reveal(), KEY.reveal(), algorithms=["HS256"])
+        return jwt.decode(token.reveal(), ADMIN.reveal(), algorithms=["HS256"])
 
     grant = [{"collection": "movies", "access": "r"}]
-    assert content(read_token(KEY, "movies", SOON)) == {"access": grant, "exp": int(SOON.timestamp())}
-    assert content(read_token(KEY, "movies", None)) == {"access": grant}
+    assert content(read_token(ADMIN, "movies", SOON)) == {"access": grant, "exp": int(SOON.timestamp())}
+    assert content(read_token(ADMIN, "movies", None)) == {"access": grant}
 
 
 def test_a_short_key_signs_nothing_and_is_not_shown() -> None:
@@ -98,18 +99,18 @@ def test_a_short_key_signs_nothing_and_is_not_shown() -> None:
 
 def test_a_token_for_what_cannot_be_an_alias_is_refused() -> None:
     with pytest.raises(UsageError, match="cannot be used"):
-        read_token(KEY, "movies/../all", SOON)
+        read_token(ADMIN, "movies/../all", SOON)
 
 
 def test_a_dead_server_is_no_refusal() -> None:
     with pytest.raises(StoreUnreachableError):
-        check_token(KEY, "movies", f"http://127.0.0.1:{free_port()}", Connection(api_key=KEY))
+        check_token(ADMIN, "movies", f"http://127.0.0.1:{free_port()}", Connection(api_key=ADMIN))
 
 
 @pytest.fixture(scope="module")
 def admin() -> Connection:
     key = os.environ.get("QDRANT_API_KEY") if "QDRANT_JWT_URL" in os.environ else None
-    return Connection(api_key=Secret(key) if key else KEY)
+    return Connection(api_key=Secret(key) if key else ADMIN)
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def url(tmp_path: Path, admin: Connection) -> Iterator[str]:
     assert admin.api_key is not None
     settings = {
         "QDRANT__SERVICE__API_KEY": admin.api_key.reveal(),
-        "QDRANT__SERVICE__READ_ONLY_API_KEY": "r" * 32,
+        "QDRANT__SERVICE__READ_ONLY_API_KEY": READ_ONLY_KEY,
         "QDRANT__SERVICE__JWT_RBAC": "true",
     }
     with start_server(tmp_path / "qdrant", env=settings) as server:
@@ -182,7 +183,7 @@ def test_a_token_ends_and_a_forged_one_never_begins(url: str, admin: Connection,
         sync(tiny_run(tmp_path), store)
     assert admin.api_key is not None
     past = datetime.now(UTC) - timedelta(minutes=2)  # the server allows a minute for clocks that differ
-    for token in (read_token(admin.api_key, "movies", past), read_token(Secret("z" * 32), "movies", SOON)):
+    for token in (read_token(admin.api_key, "movies", past), read_token(Secret(OTHER_KEY), "movies", SOON)):
         answer = httpx.get(f"{url}/collections/movies", headers={"api-key": token.reveal()})
         assert answer.status_code == 403
         with pytest.raises(StoreError, match="refuses a token of this key"):
@@ -197,12 +198,12 @@ def test_a_token_ends_and_a_forged_one_never_begins(url: str, admin: Connection,
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"QDRANT__SERVICE__API_KEY": KEY.reveal()}, "QDRANT__SERVICE__JWT_RBAC=true"),
+        ({"QDRANT__SERVICE__API_KEY": ADMIN.reveal()}, "QDRANT__SERVICE__JWT_RBAC=true"),
         ({"QDRANT__SERVICE__JWT_RBAC": "true"}, "lets everybody in"),
         (
             {
-                "QDRANT__SERVICE__API_KEY": "a" * 32,
-                "QDRANT__SERVICE__READ_ONLY_API_KEY": KEY.reveal(),
+                "QDRANT__SERVICE__API_KEY": OTHER_KEY,
+                "QDRANT__SERVICE__READ_ONLY_API_KEY": ADMIN.reveal(),
                 "QDRANT__SERVICE__JWT_RBAC": "true",
             },
             "give its admin key",
@@ -214,8 +215,8 @@ def test_a_server_that_cannot_take_the_token_is_named(
     settings: dict[str, str], sentence: str, tmp_path: Path
 ) -> None:
     with start_server(tmp_path / "qdrant", env=settings) as server:
-        key = settings.get("QDRANT__SERVICE__API_KEY", KEY.reveal())
+        key = settings.get("QDRANT__SERVICE__API_KEY", ADMIN.reveal())
         with open_store(server.url, connection=Connection(api_key=Secret(key))) as store:
             sync(tiny_run(tmp_path), store)
         with pytest.raises(StoreError, match=sentence):
-            check_token(read_token(KEY, "movies", SOON), "movies", server.url, Connection(api_key=KEY))
+            check_token(read_token(ADMIN, "movies", SOON), "movies", server.url, Connection(api_key=ADMIN))

@@ -19,9 +19,9 @@ from embedstore.stores.contract import CollectionSpec, PointBatch, points
 from embedstore.stores.rest import ConflictError, ForbiddenError, OverloadedError, UnknownKeyError
 from embedstore.stores.server import ServerStore
 from tests.builders import tiny_run
+from tests.keys import KEY
 from tests.scripted import QDRANT, GrpcServer, HttpServer, answer, everything_about, refuse
 
-KEY = "s3cret-key"
 Act = Callable[[Any], bytes]
 
 

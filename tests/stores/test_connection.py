@@ -8,6 +8,7 @@ import pickle
 import threading
 import traceback
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ import pytest
 from embedstore.errors import UsageError
 from embedstore.stores.base import open_store
 from embedstore.stores.connection import Connection, Secret, endpoints_of, is_url, read_key_file
+from tests.keys import KEY
 
-KEY = "s3cret-key"
 WITH_KEY = Connection(api_key=Secret(KEY))
 
 
@@ -62,6 +63,7 @@ def test_several_nodes_and_a_grpc_port_of_its_own() -> None:
         (f"http://me:{KEY}?x#y@localhost:z", "holds a password"),
         (f"https://one,ftp://me:{KEY}@[two", "holds a password"),
     ],
+    ids=count(),
 )
 def test_an_address_that_cannot_be_meant(location: str, sentence: str) -> None:
     assert is_url(location)
@@ -96,6 +98,7 @@ def test_a_key_may_go_to_this_machine(host: str) -> None:
         f"# keys\nQDRANT_READ_ONLY_API_KEY=other\n export QDRANT_API_KEY = '{KEY}'\r\nOTHER=x\n",
         f'QDRANT_API_KEY="{KEY}"\nQDRANT_API_KEY_OLD=x',
     ],
+    ids=lambda content: "content",
 )
 def test_the_key_in_a_file(content: str, tmp_path: Path) -> None:
     assert read_key_file(file_of(tmp_path, content.encode())).reveal() == KEY
@@ -112,13 +115,14 @@ def test_a_key_of_base64(tmp_path: Path) -> None:
         (b" \n", "holds no key"),
         (b"two words", "holds no key"),
         (b"one\ntwo\n", "holds no key"),
-        (b"OTHER=s3cret-key", "holds no key"),
-        (b"QDRANT_API_KEY=\nOTHER=s3cret-key", "holds no key"),
+        (f"OTHER={KEY}".encode(), "holds no key"),
+        (f"QDRANT_API_KEY=\nOTHER={KEY}".encode(), "holds no key"),
         (b"QDRANT_API_KEY=''", "holds no key"),
-        (b"\x00\x01s3cret-key", "characters that a key cannot have"),
-        ("s3cret-keyé".encode(), "characters that a key cannot have"),
-        (b"\xff\xfes3cret-key", "is not text"),
+        (f"\x00\x01{KEY}".encode(), "characters that a key cannot have"),
+        (f"{KEY}é".encode(), "characters that a key cannot have"),
+        (b"\xff\xfe" + KEY.encode(), "is not text"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "content",
 )
 def test_a_file_without_a_key(content: bytes, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:

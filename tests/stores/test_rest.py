@@ -24,6 +24,7 @@ from embedstore.stores.rest import (
     seconds_of,
 )
 from embedstore.stores.server import ServerStore
+from tests.keys import KEY
 from tests.scripted import (
     HTML,
     QDRANT,
@@ -38,7 +39,6 @@ from tests.scripted import (
     stall,
 )
 
-KEY = "s3cret-key"
 OK = answer(content={"result": 7})
 NO_ROOM = {"status": {"error": "Service internal error: No space left on device (os error 28)"}}
 

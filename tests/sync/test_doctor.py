@@ -30,10 +30,10 @@ from embedstore.sync import promote_run, sync
 from embedstore.sync.doctor import Finding, doctor
 from tests.backends import BACKENDS, EVERY_BACKEND
 from tests.builders import tiny_run
+from tests.keys import KEY, OTHER_KEY, READ_ONLY_KEY
 from tests.server import LocalMode
 from tests.server_process import free_port, start_server
 
-ADMIN, READER = "a" * 32, "r" * 32
 RUN_ID, LATER = "20250101t000000-0001", "20250102t000000-0001"
 NAME = f"movies__{RUN_ID}"
 OF_A_SERVER = {("note", "disk"), ("note", "bulk"), ("note", "clock")}  # what local mode cannot do
@@ -488,11 +488,11 @@ def test_the_command_ends_with_1_where_there_is_a_problem(
 def test_what_a_key_may_do(tmp_path: Path, run: Run) -> None:
     """Asked without any change: a collection is neither made nor touched."""
     env = {
-        "QDRANT__SERVICE__API_KEY": ADMIN,
-        "QDRANT__SERVICE__READ_ONLY_API_KEY": READER,
+        "QDRANT__SERVICE__API_KEY": KEY,
+        "QDRANT__SERVICE__READ_ONLY_API_KEY": READ_ONLY_KEY,
         "QDRANT__SERVICE__JWT_RBAC": "true",
     }
-    token = read_token(Secret(ADMIN), "movies", None)
+    token = read_token(Secret(KEY), "movies", None)
     with start_server(tmp_path / "server", env=env) as server:
 
         def opened(key: Secret | None) -> ServerStore:
@@ -501,12 +501,12 @@ def test_what_a_key_may_do(tmp_path: Path, run: Run) -> None:
         def said(store: Store) -> list[tuple[str, str, str]]:
             return [(one.level, one.name, one.text) for one in found(store, run.path.parent)]
 
-        with opened(Secret(ADMIN)) as store:
+        with opened(Secret(KEY)) as store:
             sync(run, store)
             assert store.may_write()
             assert said(store) == []
             assert store.collections() == [NAME]
-        with opened(Secret(READER)) as store:
+        with opened(Secret(READ_ONLY_KEY)) as store:
             assert not store.may_write()
             assert said(store) == [("note", "key", "may only read")]
         with opened(token) as store:
@@ -514,7 +514,7 @@ def test_what_a_key_may_do(tmp_path: Path, run: Run) -> None:
             findings = doctor(lambda: nullcontext(store), run.path.parent)
             assert said(store) == [("note", "key", "may only read")]
             assert Finding("aliases", "ok", f"movies -> run {RUN_ID}") in findings
-        for key in (None, Secret("x" * 32)):
+        for key in (None, Secret(OTHER_KEY)):
             with opened(key) as store:
                 assert not store.may_write()
                 ((level, name, text),) = said(store)

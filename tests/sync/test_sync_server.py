@@ -126,7 +126,18 @@ def test_a_kill_between_flip_and_note_loses_no_history(
         assert not promote_run(store, other.run_id)
         assert store.promotions("movies")[-1].at
     assert rollback(store).run_id == run.run_id
-    assert [flip.run_id for flip in store.promotions("movies")] == [run.run_id, other.run_id, run.run_id]
+    with monkeypatch.context() as patch:
+        patch.setattr(ServerStore, "_note", lambda *_: None)
+        assert promote_run(store, other.run_id)
+    assert rollback(store).run_id == run.run_id
+    flips = [(flip.run_id, bool(flip.at)) for flip in store.promotions("movies")]
+    assert flips == [
+        (run.run_id, True),
+        (other.run_id, again),
+        (run.run_id, True),
+        (other.run_id, False),
+        (run.run_id, True),
+    ]
 
 
 def test_a_collection_of_something_else_under_our_name_is_refused(store: ServerStore, run: Run) -> None:

@@ -11,9 +11,9 @@ from tests.faults.report import check
 
 
 def test_a_clock_set_back(tmp_path: Path) -> None:
-    check(clocks(tmp_path, 6))
+    check(clocks(tmp_path, 4))
 
 
 @pytest.mark.server
 def test_a_clock_set_back_with_a_server(tmp_path: Path) -> None:
-    check(clocks_with_a_server(tmp_path, 12))
+    check(clocks_with_a_server(tmp_path, 8))

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from tests.faults import bits, changes, clocks, disks, flips, foreign, fuzz, kills, network, races, server_kills
+from tests.faults import (
+    bits,
+    changes,
+    clocks,
+    disks,
+    flips,
+    foreign,
+    fuzz,
+    kills,
+    network,
+    races,
+    server_kills,
+)
 from tests.faults.report import Campaign
 
 __all__ = ["CAMPAIGNS"]

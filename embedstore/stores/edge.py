@@ -78,7 +78,7 @@ _CHECKED = "checked.json"
 _RECORD_FIELDS = ("schema", "metadata", "generation", "files", "edge_config")
 _ALIAS_FIELDS = ("schema", "collection", "promotions")
 _SYNC_AGAIN = "run `embedstore sync` with its run again"
-_PROMOTE_AGAIN = "promote a run again"
+_PROMOTE_AGAIN = "delete it and promote a run again"
 _EDGE_CONFIG = "edge_config.json"
 _SEGMENT = "segment.json"
 _EDGE_UNFINISHED = ".atomicwrite"
@@ -387,7 +387,7 @@ class EdgeStore(Store):
             for path in sorted((self.path / "aliases").glob("[!.]*.json")):
                 alias = path.name.removesuffix(".json")
                 try:
-                    with _disk(path):
+                    with _disk(path), suppress(FileNotFoundError):  # gone by now
                         targets[alias] = _read_alias(path)["collection"]
                 except StoreError as error:
                     damaged[alias] = error

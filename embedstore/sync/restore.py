@@ -98,7 +98,7 @@ def bring(metadata: Metadata, runs_dir: Path) -> str:
         return f"{wanted} the machine that trained it"
     host, _, path = metadata.origin.partition(":")
     here = host == socket.gethostname()
-    command = ["cp" if here else "scp", "-r", path if here else metadata.origin, f"{runs_dir}/"]
+    command = ["cp" if here else "scp", "-r", "--", path if here else metadata.origin, f"{runs_dir}/"]
     return f"{wanted} where it was on {metadata.created_at[:10]}: `{shlex.join(command)}`"
 
 

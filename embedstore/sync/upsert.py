@@ -16,6 +16,7 @@ import numpy as np
 from embedstore.errors import NotFoundError, RunError, StoreDamagedError, StoreError, VerificationError
 from embedstore.runs.private import private
 from embedstore.runs.run import Run
+from embedstore.runs.scratch import remove_abandoned
 from embedstore.stores.base import Note, Progress, Store, moment_after
 from embedstore.stores.contract import (
     ANY_SPREAD,
@@ -108,6 +109,7 @@ def sync(
             store.set_metadata(name, before)
         if before is not None and before.state == "sealed" and store.intact(name):
             state, difference, recall = "unchanged", None, before.recall
+            remove_abandoned(run.path.parent)  # by a sync that was killed between its seal and its end
         else:
             state, difference, recall = _build(run, store, name, before, spread, progress)
         if wrong and state == "unchanged":

@@ -12,6 +12,7 @@ import re
 import tempfile
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,11 @@ class DebiasedRun(Run):
 
     def __init__(self, run: Run, amount: float) -> None:
         super().__init__(run.path, replace(run.manifest, config={**run.manifest.config, "debias": amount}))
-        self._plain = run
+        self._plain, self._amount = run, amount
+
+    def moved(self, path: Path) -> Run:
+        """See Run.moved."""
+        return DebiasedRun(self._plain.moved(path), self._amount)
 
     @cached_property
     def movie_vectors(self) -> npt.NDArray[np.float32]:

@@ -135,6 +135,10 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
+    def moved(self, path: Path) -> Run:
+        """Return this run with its files in the folder path."""
+        return Run(path, self.manifest)
+
     @property
     def run_id(self) -> str:
         return self.manifest.run_id

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from embedstore.errors import StoreError, StoreUnreachableError
 from embedstore.stores.connection import Connection, Endpoint
-from embedstore.stores.contract import HISTORY_VECTOR, CollectionSpec, PointBatch
+from embedstore.stores.contract import HISTORY_VECTOR, CollectionSpec, PointBatch, PointId
 from embedstore.stores.rest import (
     WRITING_SECONDS,
     NoAnswerError,
@@ -28,7 +28,7 @@ from embedstore.stores.rest import (
     seconds_of,
 )
 
-__all__ = ["GrpcBulk"]
+__all__ = ["GrpcBulk", "UnreadableError"]
 
 _SECONDS = WRITING_SECONDS / 3
 _PROBE_SECONDS = 2.0
@@ -51,6 +51,10 @@ _STATUS = {  # of HTTP, so that both ways lead to the same sentences
     "UNIMPLEMENTED": 400,
     "CANCELLED": 503,
 }
+
+
+class UnreadableError(StoreError):
+    """An answer that gRPC cannot read, as a payload that nests too deeply: REST can."""
 
 
 class _Node(NamedTuple):
@@ -104,19 +108,22 @@ class GrpcBulk:
     def scroll(
         self, name: str, spec: CollectionSpec, *, offset: Any, limit: int, vectors: bool
     ) -> tuple[PointBatch, Any]:
-        """Return a page of points in ascending order of their id, and the next offset, None at the end."""
+        """Return a page of points in ascending order of their id, and the next offset, None at the end.
+
+        Raises UnreadableError where other hands have written what gRPC cannot read.
+        """
         q = self._messages
         answer = self._call(
             "Scroll",
             q.ScrollPoints(
                 collection_name=name,
-                offset=offset,
+                offset=None if offset is None else _point_id(q, offset),
                 limit=limit,
                 with_payload=q.WithPayloadSelector(enable=True),
                 with_vectors=q.WithVectorsSelector(enable=vectors),
             ),
         )
-        more = answer.next_page_offset if answer.HasField("next_page_offset") else None
+        more = _key_of(answer.next_page_offset) if answer.HasField("next_page_offset") else None
         return _batch_of(answer.result, spec, vectors=vectors), more
 
     def _node(self, endpoint: Endpoint, connection: Connection) -> _Node:
@@ -160,6 +167,8 @@ class GrpcBulk:
         code = error.code().name
         said = self._connection.without_key(" ".join((error.details() or "").split()))
         where = f"{endpoint.url} (gRPC port {endpoint.grpc_port})"
+        if "deserializing" in said:
+            return UnreadableError(f"store {where} sends what its messages cannot hold ({said})")
         if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
             return NoAnswerError(f"store {where} gives no answer ({code}: {said}); start the server")
         waits = [value for key, value in error.trailing_metadata() or () if key == "retry-after"]
@@ -253,7 +262,7 @@ def _plain(value: Any) -> Any:
 
 
 def _batch_of(points: Sequence[Any], spec: CollectionSpec, *, vectors: bool) -> PointBatch:
-    ids = [point.id.num if point.id.HasField("num") else point.id.uuid for point in points]
+    ids = [_key_of(point.id) for point in points]
     payloads = [{key: _plain(value) for key, value in point.payload.items()} for point in points]
     if not vectors:
         none = np.zeros((len(ids), 0), np.float32)
@@ -261,6 +270,15 @@ def _batch_of(points: Sequence[Any], spec: CollectionSpec, *, vectors: bool) -> 
     rows = _rows_of(points, spec.dim, _unnamed)
     history = _rows_of(points, spec.dim, _history) if spec.additive else None
     return PointBatch(ids, rows, history, payloads)
+
+
+def _key_of(message: Any) -> PointId:
+    key: PointId = message.num if message.HasField("num") else message.uuid
+    return key
+
+
+def _point_id(q: Any, key: PointId) -> Any:
+    return q.PointId(num=key) if isinstance(key, int) else q.PointId(uuid=key)
 
 
 def _unnamed(point: Any) -> Any:

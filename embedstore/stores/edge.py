@@ -35,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -78,10 +78,11 @@ _CHECKED = "checked.json"
 _RECORD_FIELDS = ("schema", "metadata", "generation", "files", "edge_config")
 _ALIAS_FIELDS = ("schema", "collection", "promotions")
 _SYNC_AGAIN = "run `embedstore sync` with its run again"
-_PROMOTE_AGAIN = "promote a run again"
+_PROMOTE_AGAIN = "delete it and promote a run again"
 _EDGE_CONFIG = "edge_config.json"
 _SEGMENT = "segment.json"
 _EDGE_UNFINISHED = ".atomicwrite"
+_EDGE_SECONDS = 60.0  # far more than Edge takes from making such a folder to removing it
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,250}")
 _PROMOTIONS_KEPT = 100
 _BATCH_QUERIES = 64
@@ -333,6 +334,7 @@ class EdgeStore(Store):
             with _engine(f"collection {name!r} cannot be closed"):
                 writing.shard.close()
             del self._writing[name]
+            _remove_unfinished(shard_folder.rglob(f"{_EDGE_UNFINISHED}*"))
             _sync_tree(shard_folder)
             sizes = {key: path.stat().st_size for key, path in _files(shard_folder)}
             files = {
@@ -385,7 +387,8 @@ class EdgeStore(Store):
             for path in sorted((self.path / "aliases").glob("[!.]*.json")):
                 alias = path.name.removesuffix(".json")
                 try:
-                    targets[alias] = _read_alias(path)["collection"]
+                    with _disk(path), suppress(FileNotFoundError):  # gone by now
+                        targets[alias] = _read_alias(path)["collection"]
                 except StoreError as error:
                     damaged[alias] = error
         return targets, damaged
@@ -543,7 +546,12 @@ class EdgeStore(Store):
                 _remove(folder)
                 continue
             with suppress(StoreError):  # a damaged record is reported by whoever asks for it
-                _remove_other_generations(folder, self._record(folder.name).generation)
+                generation = self._record(folder.name).generation
+                _remove_other_generations(folder, generation)
+                # Readers write a file at the top of a shard as they open it, and one in each segment.
+                for where in ("", "segments/*/"):
+                    left = (folder / generation).glob(f"{where}{_EDGE_UNFINISHED}*")
+                    _remove_unfinished(left, after=_EDGE_SECONDS)
         for leftover in [*self.path.glob(".*.tmp"), *(self.path / "aliases").glob(".*.tmp")]:
             leftover.unlink(missing_ok=True)
 
@@ -1038,6 +1046,14 @@ def _remove_other_generations(folder: Path, generation: str) -> None:
     for child in list(folder.iterdir()):
         if child.name not in kept:
             _remove(child)
+
+
+def _remove_unfinished(found: Iterable[Path], *, after: float = 0.0) -> None:
+    """Remove what a killed process left of a write of Edge, where it was begun so many seconds ago."""
+    for left in list(found):
+        with suppress(OSError):  # gone: a reader has finished
+            if not after or time.time() - left.stat().st_mtime > after:
+                _remove(left)
 
 
 def _as_dict(payload: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from embedstore.stores.base import (
     Store,
     moment_after,
 )
-from embedstore.stores.bulk import GrpcBulk
+from embedstore.stores.bulk import GrpcBulk, UnreadableError
 from embedstore.stores.connection import NO_KEY, Connection, endpoints_of
 from embedstore.stores.contract import (
     HEARTBEAT_SECONDS,
@@ -60,6 +60,7 @@ from embedstore.stores.contract import (
     SearchIndex,
     Spread,
     check_batch,
+    collection_name,
     now,
     point_id,
     rows_of,
@@ -67,7 +68,6 @@ from embedstore.stores.contract import (
     valid_alias,
 )
 from embedstore.stores.rest import (
-    READING_SECONDS,
     WRITING_SECONDS,
     ConflictError,
     ForbiddenError,
@@ -84,7 +84,6 @@ OLDEST_SERVER = (1, 17, 1)
 _PROMOTIONS_KEPT = 100
 _PROMOTIONS = "promotions"  # in the metadata: [{"alias", "at", "previous", ...}, ...], oldest first
 _PROMOTING = "promoting"  # in the metadata: {"at", "who"} of somebody who is about to point an alias here
-_UNKNOWN = Note(who="", tool_version="")
 _PROMOTING_SECONDS = 600.0  # after which he was killed
 _NAME = re.compile(r"[^/\\\0<>:\"|?*]{1,250}")
 _OUR_NAME = re.compile(r".+__\d{8}t\d{6}-[0-9a-f]{4}(_debias[01]\.\d\d)?")  # ALIAS__RUN
@@ -92,6 +91,7 @@ _IN_FLIGHT = 2
 _READY_SECONDS = 3600.0
 _SETTLE_SECONDS = 30.0  # for the nodes of a cluster to agree
 _SETTLING = (0.0, *[0.02] * 50)  # looks, until it is written again
+_LOST_SECONDS = 3.0  # until a collection that cannot be read is taken for lost
 _PEER_SECONDS = 5  # for one of them to answer another
 _BATCH_QUERIES = 64
 _COMPARISONS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
@@ -233,9 +233,10 @@ class ServerStore(Store):
         offset: Any = None
 
         def page() -> tuple[PointBatch, Any]:
-            if bulk is None:
-                return self._page_by_rest(name, spec, offset=offset, limit=limit, vectors=vectors)
-            return bulk.scroll(name, spec, offset=offset, limit=limit, vectors=vectors)
+            if bulk is not None:
+                with suppress(UnreadableError):
+                    return bulk.scroll(name, spec, offset=offset, limit=limit, vectors=vectors)
+            return self._page_by_rest(name, spec, offset=offset, limit=limit, vectors=vectors)
 
         coming = self._threads.submit(page)
         while True:
@@ -305,8 +306,12 @@ class ServerStore(Store):
         except StoreError:
             self._patch(name, {"state": "building" if before.state == "building" else "sealed"})
             raise
-        with suppress(StoreError, NotFoundError):  # the history never stands in the way
+        try:
             self._carry(name)
+        except StoreUnreachableError:  # the next gc goes on with it
+            raise
+        except (StoreError, NotFoundError):
+            pass  # what other hands have made of the history does not stand in the way
         self._forget(name)
         self._rest.request("DELETE", _path(name))
 
@@ -329,12 +334,8 @@ class ServerStore(Store):
         flips: list[Promotion] = []
         with suppress(StoreError, NotFoundError):  # the history never stands in the way of a flip
             flips = self.promotions(alias)
-            if flips and not flips[-1].at and self._fresh(flips[-1].collection).state == "sealed":
-                # Whoever flipped it was killed before he noted it.
-                *earlier, last = flips
-                before = earlier[-1].collection if earlier else None
-                self._note(alias, last.collection, before, note if previous == name else _UNKNOWN, earlier)
-                flips = self.promotions(alias)
+            if previous == name and not flips[-1].at:  # whoever flipped it was killed before he noted it
+                self._note(alias, name, flips[-2].collection if flips[1:] else None, note, flips)
         if previous == name:
             return False
         self._patch(name, {_PROMOTING: {"at": now(), "who": self._name}})
@@ -356,7 +357,7 @@ class ServerStore(Store):
         self, alias: str, name: str, previous: str | None, note: Note, flips: Sequence[Promotion]
     ) -> None:
         """Note a flip from previous to name in the latter, after flips."""
-        at = moment_after(flips[-1].at if flips else None)
+        at = moment_after(max((flip.at for flip in flips), default=""))
         flip = {"alias": alias, "at": at, "previous": previous, **note.to_dict()}
         noted = {_PROMOTIONS: [*self._flips_in(name), flip][-_PROMOTIONS_KEPT:], _PROMOTING: None}
         self._patch(name, {"state": "sealed", **noted})  # a killed gc may have left its mark
@@ -364,17 +365,26 @@ class ServerStore(Store):
     def promotions(self, alias: str) -> list[Promotion]:
         """Return the flips of alias, newest last, as the collections that are there remember them.
 
-        A flip that was not noted, by a kill or by other hands, is the last one and has no time.
+        A flip that was not noted, by a kill or by other hands, has no time. It is the last one, or is told
+        of by the one after it, which noted what the alias named then.
         """
         target = self.aliases().get(valid_alias(alias))
         if target is None:
             return []
         found: dict[tuple[str, str], Promotion] = {}
+        run_ids: dict[str, str] = {}
         for name in self._all_names():
             with suppress(OverloadedError):  # what has lost its last replica cannot be returned to either
-                for flip in _noted(self._metadata_of(name) or {}, name, alias):
+                content = self._metadata_of(name, seconds=_LOST_SECONDS) or {}
+                run_ids[name] = str(content.get("run_id"))
+                for flip in _noted(content, name, alias):
                     found[flip.at, flip.collection] = flip
-        flips = sorted(found.values(), key=lambda flip: flip.at)
+        flips: list[Promotion] = []
+        for flip in sorted(found.values(), key=lambda flip: flip.at):
+            before = flip.previous
+            if before is not None and (not flips or flips[-1].collection != before):
+                flips.append(Promotion(before, run_ids.get(before) or _run_id_in(before, alias), ""))
+            flips.append(flip)
         if not flips or flips[-1].collection != target:
             flips.append(Promotion(target, self.metadata(target).run_id, ""))
         return flips[-_PROMOTIONS_KEPT:]
@@ -384,7 +394,12 @@ class ServerStore(Store):
             return super().live(alias, back)
         target = self.aliases().get(valid_alias(alias))
         if target is not None:
-            return Promotion(target, self.metadata(target).run_id, "")
+            try:
+                return Promotion(target, self.metadata(target).run_id, "")
+            except NotFoundError:  # deleted since, where the alias has moved on
+                if self.aliases().get(alias) == target:
+                    raise
+                return self.live(alias)
         # A token for one alias sees no list of aliases, but reads through its own.
         try:
             found = self._metadata_in(self._info(alias), alias)
@@ -441,13 +456,11 @@ class ServerStore(Store):
     def writer(self) -> Iterator[None]:
         """Nothing is locked on a server: two syncs of one run write the same points."""
         self._depth += 1
-        self._rest.seconds = WRITING_SECONDS
         try:
             yield
         finally:
             self._depth -= 1
             if self._depth == 0:
-                self._rest.seconds = READING_SECONDS
                 self._revising.clear()
                 self._known.clear()
                 with suppress(StoreError):
@@ -459,7 +472,7 @@ class ServerStore(Store):
 
         Two that took over at the same instant write the same points, until one sees the other.
         """
-        with self.writer():
+        with self.writer(), self._rest.tried_for(WRITING_SECONDS):
             metadata = self._fresh(name)
             if metadata.state != "building":
                 yield lambda: None
@@ -602,13 +615,13 @@ class ServerStore(Store):
             "/collections", lambda found: [str(entry["name"]) for entry in found["collections"]]
         )
 
-    def _metadata_of(self, name: str) -> Mapping[str, Any] | None:
+    def _metadata_of(self, name: str, *, seconds: float | None = 0.0) -> Mapping[str, Any] | None:
         """Return the raw metadata of a collection; None where it has none, or is gone by now.
 
-        Raises OverloadedError at once where it cannot be read, as when its only replica is away.
+        Raises OverloadedError where they cannot be read for some seconds, as when its only replica is away.
         """
         try:
-            info = self._rest.get(_path(name), _checked_info, patient=False)
+            info = self._rest.get(_path(name), _checked_info, seconds=seconds)
         except NotFoundError:
             return None
         content = info["config"].get("metadata")
@@ -680,12 +693,12 @@ class ServerStore(Store):
 
     def _flips_in(self, name: str) -> list[Any]:
         """Return the flips that a collection remembers."""
-        noted = (self._metadata_of(name) or {}).get(_PROMOTIONS)
+        noted = (self._metadata_of(name, seconds=None) or {}).get(_PROMOTIONS)
         return noted if isinstance(noted, list) else []
 
     def _carry(self, name: str) -> None:
         """Give the flips that a collection remembers to those that their aliases name now."""
-        content = self._metadata_of(name) or {}
+        content = self._metadata_of(name, seconds=None) or {}
         for alias, target in self.aliases().items():
             if (flips := _noted(content, name, alias)) and self._is_ours(target):
                 moved = [{"alias": alias, **asdict(flip)} for flip in flips]
@@ -741,6 +754,11 @@ class ServerStore(Store):
             return PointBatch(ids, movies, history, payloads), found.get("next_page_offset")
 
         return self._ask("POST", name, "points/scroll", body, read=page_in)
+
+
+def _run_id_in(name: str, alias: str) -> str:
+    """Return the run id in the name of a collection of alias that may be gone."""
+    return name.removeprefix(collection_name(alias, "")).partition("_debias")[0]
 
 
 def _noted(metadata: Mapping[str, Any], name: str, alias: str) -> list[Promotion]:

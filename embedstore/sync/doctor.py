@@ -317,16 +317,12 @@ def _collection(patient: _Patient, name: str) -> Findings:
     """Yield what is wrong with a collection itself."""
     store = patient.store
     metadata = store.metadata(name)
-    state = str(metadata.state)
     mend = _command("sync", metadata.reference, _owner(name, metadata))
-    if state == "building":
+    if metadata.state == "building":
         yield _building(patient, name, metadata)
-    elif state == "deleting":
+    elif metadata.state == "deleting":
         finish = _command("gc", "", _owner(name, metadata))
         yield Finding("collections", "warning", f"{name} is half deleted", f"delete it by {finish}")
-    elif state != "sealed":
-        text = f"{name} is {state!r}, expected building, sealed or deleting"
-        yield Finding("collections", "problem", text, f"mend it by {mend}")
     elif isinstance(store, EdgeStore):
         if not store.intact(name):
             text = f"{name}: its files are not those that were sealed"

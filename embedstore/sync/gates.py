@@ -227,7 +227,10 @@ def _refuse_other_users(run: str, own: str | None, live: str, lives: str | None)
     advice = "hold the metric against a number in place of live, or ask for overlap@K"
     for reference, measured_on in ((run, own), (live, lives)):
         if measured_on is None:
-            raise RunError(f"run {reference} does not say on which users it was measured; {advice}")
+            raise RunError(
+                f"neither the folder nor the collection of run {reference} says on which users it was "
+                f"measured; {advice}"
+            )
     if own != lives:
         pairs = zip(str(own).split(", "), str(lives).split(", "), strict=False)
         ours, others = next(((a, b) for a, b in pairs if a != b), (str(own), str(lives)))

@@ -116,10 +116,8 @@ def rollback(store: Store, back: int = 1, *, alias: str = "movies", note: Note |
         if problem := _no_way_back(store, past, live, back):
             ways = [n for n in range(1, len(past)) if _no_way_back(store, past, live, n) is None]
             nearest = min(ways, key=lambda n: abs(n - back), default=0)
-            raise NotFoundError(
-                f"alias {alias!r} {problem}; "
-                + (f"`embedstore rollback {nearest}` returns to {past[nearest]!r}" if ways else _NO_OTHER)
-            )
+            advice = f"`embedstore rollback {nearest} --alias {alias}` returns to {past[nearest]!r}"
+            raise NotFoundError(f"alias {alias!r} {problem}; {advice if ways else _NO_OTHER}")
         note = note or Note()
         store.promote(alias, past[back], replace(note, why=note.why or f"rollback {back}"))
         return replace(store.live(alias), previous=live)

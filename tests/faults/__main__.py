@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -40,8 +41,8 @@ def main() -> int:
         for count in counts:
             click.echo(f"  {count}", err=True)
         results.append((campaign, counts))
-    only = "".join(f" --only {campaign.name}" for campaign in chosen) if options.only else ""
-    made = page(results, f"Printed by `python -m tests.faults{only}` on {machine()}.")
+    command = shlex.join(["python", "-m", "tests.faults", *(f"--only={name}" for name in options.only or [])])
+    made = page(results, f"Printed by `{command}` on {machine()}.")
     click.echo(made)
     if options.output:
         options.output.write_text(made, encoding="utf-8")
@@ -55,7 +56,8 @@ def in_process_of_its_own(campaign: Campaign) -> list[Count]:
         try:
             return pool.submit(_in_full, campaign.name).result()
         except Exception as error:  # noqa: BLE001 - the other campaigns shall run
-            told = f"`python -m tests.faults --only {campaign.name}` stopped: {type(error).__name__}: {error}"
+            command = shlex.join(["python", "-m", "tests.faults", f"--only={campaign.name}"])
+            told = f"`{command}` stopped: {type(error).__name__}: {error}"
             return [Count(campaign.name, "-", 0, {}, 1, 0, time.perf_counter() - started, (told,))]
 
 

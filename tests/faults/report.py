@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -94,7 +95,8 @@ class Tally:
             self._mixed += mixed
             self._lost += not mixed
             self._outcomes["mixed" if mixed else "lost"] += 1
-            self._failures.append(f"{reproduction}: {type(error).__name__}: {error}")
+            line = traceback.extract_tb(error.__traceback__)[-1].line
+            self._failures.append(f"{reproduction}: {str(error) or line}")
 
     def count(self) -> Count:
         """Return the counts so far."""

@@ -13,9 +13,9 @@ import pytest
 
 from embedstore.errors import NotFoundError, StoreError, StoreUnreachableError
 from embedstore.stores import bulk, rest
-from embedstore.stores.bulk import GrpcBulk
+from embedstore.stores.bulk import GrpcBulk, UnreadableError
 from embedstore.stores.connection import Connection, Endpoint, Secret, endpoints_of
-from embedstore.stores.contract import PointBatch, points
+from embedstore.stores.contract import CollectionSpec, PointBatch, points
 from embedstore.stores.rest import ConflictError, ForbiddenError, OverloadedError, UnknownKeyError
 from embedstore.stores.server import ServerStore
 from tests.builders import tiny_run
@@ -114,6 +114,16 @@ def test_a_pause_is_at_least_what_the_server_asks_for(batch: PointBatch, pauses:
     with GrpcServer(overloaded, accept) as server, client(server.port) as asked:
         asked.upsert("movies", batch)
     assert pauses[0] > 7
+
+
+def test_what_the_messages_cannot_hold_is_told_at_once(pauses: list[float]) -> None:
+    with (
+        GrpcServer(lambda _: b"\xff" * 9) as server,
+        client(server.port) as asked,
+        pytest.raises(UnreadableError, match="sends what its messages cannot hold"),
+    ):
+        asked.scroll("movies", CollectionSpec(4, additive=True), offset=None, limit=5, vectors=True)
+    assert pauses == []
 
 
 def test_a_full_disk_is_named_at_once(batch: PointBatch, pauses: list[float]) -> None:

@@ -82,8 +82,8 @@ def test_metadata_without_a_field_are_refused_by_its_name() -> None:
     ("key", "value"),
     [
         ("state", "done"), ("state", ["sealed"]), ("run_id", 5), ("dim", "64"), ("dim", 0), ("dim", True),
-        ("dim", 4.0), ("count", None), ("count", -1), ("tower", {}), ("fingerprint", 7), ("schema", "1"),
-        ("debias", "x"), ("pinned", "yes"),
+        ("dim", 4.0), ("dim", 65_537), ("count", None), ("count", -1), ("tower", {}), ("fingerprint", 7),
+        ("schema", "1"), ("debias", "x"), ("pinned", "yes"),
     ],
 )  # fmt: skip
 def test_metadata_that_cannot_be_meant_are_refused_by_name_and_value(key: str, value: object) -> None:

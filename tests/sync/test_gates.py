@@ -202,7 +202,7 @@ def test_runs_measured_on_other_users_cannot_be_compared(tmp_path: Path, store: 
     other_data = said("ndcg@100>=live", measured(tmp_path / "b", NEW, 0.5, seed=1), store)
     assert "not measured on the same users (sha256 " in other_data.text
     unsaid = tiny_run(tmp_path / "c", run_id=NEW, metrics={"ndcg@100": 0.5})
-    assert f"run {NEW} does not say on which users" in said("ndcg@100>=live", unsaid, store).text
+    assert f"collection of run {NEW} says on which users" in said("ndcg@100>=live", unsaid, store).text
     assert said("ndcg@100>=0.4", unsaid, store).passed
 
 

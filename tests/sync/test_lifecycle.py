@@ -110,12 +110,16 @@ def test_rollback_names_the_nearest_that_works(store: Store) -> None:
         rollback(store)
     for run_id in (IDS[1], IDS[2], IDS[0]):
         promote_run(store, run_id)
-    with pytest.raises(NotFoundError, match=f"'{NAMES[0]}' 3 promotions ago, which it names now; .* 2` re"):
+    with pytest.raises(
+        NotFoundError, match=f"'{NAMES[0]}' 3 promotions ago, which it names now; .* 2 --alias movies` re"
+    ):
         rollback(store, 3)
-    with pytest.raises(NotFoundError, match=f"no 9 promotions ago; `embedstore rollback 2` .*'{NAMES[1]}'"):
+    with pytest.raises(NotFoundError, match=f"no 9 promotions ago; `embedstore rollback 2 .*'{NAMES[1]}'"):
         rollback(store, 9)
     store.drop(NAMES[2])
-    with pytest.raises(NotFoundError, match=f"'{NAMES[2]}' 1 promotions ago, which is gone; .* 2` returns"):
+    with pytest.raises(
+        NotFoundError, match=f"'{NAMES[2]}' 1 promotions ago, which is gone; .* 2 --alias movies` returns"
+    ):
         rollback(store)
     changed(store, NAMES[1], lambda metadata: replace(metadata, state="deleting"))
     with pytest.raises(NotFoundError, match=f"'{NAMES[1]}' 2 promotions ago, which is deleting; there is no"):

@@ -69,7 +69,7 @@ def is_allowed(licence: str | None) -> bool:
 
 def _told(found: Distribution) -> Iterator[str]:
     for field in ("License-Expression", "License"):
-        if text := (found.metadata.get(field) or "").strip():
+        if field in found.metadata and (text := found.metadata[field].strip()):
             yield text.splitlines()[0]
     for classifier in found.metadata.get_all("Classifier") or ():
         if classifier.startswith("License :: OSI Approved :: "):
@@ -79,7 +79,7 @@ def _told(found: Distribution) -> Iterator[str]:
 def bill(tools: Path, output: Path) -> int:
     """Write the bill of materials, and return 1 where it is not as CycloneDX's own schema wants it."""
     path = output / "sbom.cdx.json"
-    command = [
+    command: list[str | Path] = [
         tools / "cyclonedx-py",
         "environment",
         "--pyproject",

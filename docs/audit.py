@@ -79,13 +79,7 @@ def _told(found: Distribution) -> Iterator[str]:
 def bill(tools: Path, output: Path) -> int:
     """Write the bill of materials, and return 1 where it is not as CycloneDX's own schema wants it."""
     path = output / "sbom.cdx.json"
-    command: list[str | Path] = [
-        tools / "cyclonedx-py",
-        "environment",
-        "--pyproject",
-        "pyproject.toml",
-        "--output-reproducible",
-    ]
+    command: list[str | Path] = [tools / "cyclonedx-py", "environment", "--pyproject", "pyproject.toml"]
     done = subprocess.run(
         [*command, "--output-reproducible", "--validate", "--output-file", path, sys.executable], check=False
     )

@@ -7,8 +7,8 @@ import platform
 import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from embedstore.data.features import Ids, MovieId, Rows
 from embedstore.errors import RunError
 from embedstore.runs.manifest import MANIFEST, Manifest, digest_of, replace_file, sync_path, with_digest
 from embedstore.runs.programs import git
+from embedstore.runs.registry import RUN_ID
 from embedstore.runs.scratch import scratch_folder
 from embedstore.runs.tower import AdditiveTower, DenseTower
 
@@ -38,13 +39,22 @@ __all__ = [
 ]
 
 _LARGEST = 2**63 - 1
+_STAMP = "%Y%m%dt%H%M%S"
 ADDITIVE = {"schema": 1, "kind": "additive", "rows": "history_vectors.npy"}  # tower.json
 
 
-def new_run_id(now: datetime | None = None) -> str:
-    """Return a run id, a UTC timestamp and 4 hex digits: it sorts by age."""
-    moment = (now or datetime.now(UTC)).astimezone(UTC)
-    return f"{moment:%Y%m%dt%H%M%S}-{secrets.token_hex(2)}"
+def new_run_id(runs_dir: Path, now: datetime | None = None) -> str:
+    """Return a run id, a UTC timestamp and 4 hex digits, that sorts after every run in runs_dir.
+
+    Where the clock was set back, or two runs end in one second, the timestamp is a second after the last.
+    """
+    stamp = f"{(now or datetime.now(UTC)).astimezone(UTC):{_STAMP}}"
+    last = max((path.name for path in Path(runs_dir).glob("*") if RUN_ID.fullmatch(path.name)), default="")
+    if stamp <= last[: len(stamp)]:
+        with suppress(ValueError, OverflowError):  # no time, or the last one that there is
+            after = datetime.strptime(last[: len(stamp)], _STAMP).replace(tzinfo=UTC) + timedelta(seconds=1)
+            stamp = f"{after:{_STAMP}}"
+    return f"{stamp}-{secrets.token_hex(2)}"
 
 
 def rated_movies(dataset: Dataset) -> Rows:
@@ -78,7 +88,7 @@ def write_run(
         vocabulary = np.union1d(vocabulary, cold)
     vectors = np.ascontiguousarray(movie_vectors, dtype=np.float32)
     _check_vectors(vectors, vocabulary.size, tower)
-    with run_folder(runs_dir, run_id or new_run_id()) as path:
+    with run_folder(runs_dir, run_id or new_run_id(runs_dir)) as path:
         _write_files(path, dataset, vocabulary, vectors, tower, metrics, log)
         manifest = describe_run(
             path,

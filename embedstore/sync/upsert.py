@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from embedstore.errors import NotFoundError, RunError, StoreDamagedError, StoreError, VerificationError
 from embedstore.runs.private import private
 from embedstore.runs.run import Run
-from embedstore.stores.base import Note, Store
+from embedstore.stores.base import Note, Store, moment_after
 from embedstore.stores.contract import (
     ANY_SPREAD,
     EXACT,
@@ -189,7 +190,7 @@ def _build(
     run: Run, store: Store, name: str, before: Metadata | None, spread: Spread, progress: Progress | None
 ) -> tuple[str, Difference, dict[str, Any]]:
     """Bring the collection into the state of run and seal it; return what was done."""
-    metadata = _metadata(run) if before is None else before
+    metadata = _metadata(run, _begun(store, name)) if before is None else before
     if before is None:
         store.create(name, replace(metadata.spec, spread=spread), metadata)
     with store.writing(name) as still_ours, private(run) as run:
@@ -264,7 +265,17 @@ def _apply(
     store.flush(name)
 
 
-def _metadata(run: Run) -> Metadata:
+def _begun(store: Store, name: str) -> str:
+    """Return the time at which a collection is begun: after that of every other of its alias, see gc."""
+    times = []
+    for other in store.collections():
+        if other.startswith(collection_name(name.rpartition("__")[0], "")):
+            with suppress(StoreError, NotFoundError, ValueError, TypeError):  # reported by who asks for it
+                times.append(datetime.fromisoformat(store.metadata(other).created_at).astimezone(UTC))
+    return moment_after(max(times).isoformat() if times else None)
+
+
+def _metadata(run: Run, begun: str) -> Metadata:
     from embedstore import __version__
 
     metrics, measured_on = measures_of(run)
@@ -275,7 +286,7 @@ def _metadata(run: Run) -> Metadata:
         count=len(run.movies),
         tower=run.manifest.tower,
         fingerprint=run.fingerprint,
-        created_at=now(),
+        created_at=begun,
         heartbeat=now(),
         tool_version=__version__,
         debias=run.manifest.debias,

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from tests.faults import flips, foreign, fuzz, kills, server_kills
+from tests.faults import (
+    bits,
+    changes,
+    clocks,
+    disks,
+    flips,
+    foreign,
+    fuzz,
+    kills,
+    network,
+    races,
+    server_kills,
+)
 from tests.faults.report import Campaign
 
 __all__ = ["CAMPAIGNS"]
@@ -25,5 +37,26 @@ CAMPAIGNS: list[Campaign] = [
         normal=2,
         server=True,
     ),
+    Campaign("broken requests", network.broken_requests, full=12, normal=1, server=True),
+    Campaign("broken gRPC", network.broken_grpc, full=10, normal=1, server=True),
+    Campaign("a silent server", network.silent_server, full=6, normal=1, server=True),
+    Campaign("a flaky network", network.flaky_network, full=40, normal=3, server=True),
     Campaign("runs from strangers", fuzz.mutated_runs, full=10_000, normal=200),
+    Campaign("full disk", disks.full_disk, full=132, normal=4),
+    Campaign("read-only folders", disks.read_only, full=1000, normal=8),
+    Campaign("clock set back", clocks.clocks, full=60, normal=4),
+    Campaign("clock set back, with a server", clocks.clocks_with_a_server, full=40, normal=8, server=True),
+    Campaign("a run changed while it is synced", changes.changed_runs, full=120, normal=4),
+    Campaign(
+        "a run changed while it is synced to a server",
+        changes.changed_runs_on_a_server,
+        full=60,
+        normal=6,
+        server=True,
+    ),
+    Campaign("two commands at once", races.races, full=60, normal=1),
+    Campaign("two commands at once on a server", races.races_on_a_server, full=60, normal=5, server=True),
+    Campaign("bits of a run", bits.bits_of_a_run, full=200, normal=6),
+    Campaign("bits of a store", bits.bits_of_a_store, full=200, normal=4),
+    Campaign("bits of an unfinished collection", bits.bits_of_a_building_collection, full=60, normal=2),
 ]

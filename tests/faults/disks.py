@@ -21,7 +21,7 @@ from tests.builders import tiny_dataset, tiny_run, written
 from tests.faults.forked import told
 from tests.faults.report import Count, Tally
 
-__all__ = ["full_disk", "small_disk"]
+__all__ = ["full_disk", "read_only", "small_disk"]
 
 LIVE, NEW = "20260101t000000-aaaa", "20260102t000000-bbbb"
 MEGABYTES = 100
@@ -81,6 +81,93 @@ def full_disk(folder: Path, size: int) -> Count:
                 _check(work)
                 tally.outcome(f"{what}: refused, then done" if code else f"{what}: done")
     return tally.count()
+
+
+READING = (
+    ("query", "--user", "3", "--json"),
+    ("query", "--user", "3", "--run", NEW, "--json"),
+    ("embed", "--user", "3"),
+    ("similar", "3", "--json"),
+    ("contract",),
+    ("verify",),
+    ("plan", NEW),
+    ("history", "--json"),
+    ("gc", "--dry-run"),
+    ("runs", "list", "--json"),
+    ("runs", "show", "--json"),
+    ("runs", "compare", LIVE, NEW, "--data", "small", "--json"),
+    ("data", "describe", "small"),
+)
+# By the folder that is read-only: what it stops, and what it does not.
+WRITING = {
+    "store": (
+        ("sync", NEW),
+        ("promote", NEW),
+        ("rollback",),
+        ("pin", NEW),
+        ("gc", "--keep", "0"),
+        ("copy", NEW, "--store", "two", "--to", "store"),
+    ),
+    "runs": (
+        ("train", "--preset", "linear", "--data", "small"),
+        ("evaluate", LIVE, "--no-baselines", "--protocol", "serving"),
+        ("runs", "rm", NEW),
+        ("query", "--user", "3", "-o", "runs/out.csv"),
+        ("export", LIVE, "--npz", "-o", "runs/out"),
+    ),
+    "data": (),
+    ".": (("sync", NEW), ("train", "--preset", "linear", "--data", "small"), ("export", LIVE, "--npz")),
+}
+STILL = {
+    "store": (("evaluate", LIVE, "--no-baselines", "--protocol", "serving"),),
+    "runs": (("sync", NEW, "--store", "begun"), ("promote", NEW, "--store", "two")),
+    "data": (("train", "--preset", "linear", "--data", "small"), ("sync", NEW)),
+    ".": (),
+}
+
+
+def read_only(folder: Path, size: int) -> Count:
+    """The folder of the runs, of the store, of the data, or of embedstore.toml is mounted read-only.
+
+    Every command that only reads answers as before. Every one that would write there ends with code 1 and
+    one sentence, and writes nothing; one that writes elsewhere succeeds.
+    """
+    tally, work = Tally("a read-only folder", "embedded"), folder / "work"
+    _fill(work)
+    (work / "embedstore.toml").write_text('alias = "movies"\n', encoding="utf-8")
+    assert told(work, "sync", NEW)[0] == 0
+    assert told(work, "sync", LIVE)[0] == 0
+    cases = [
+        (place, command, kind)
+        for place in WRITING
+        for kind, commands in (("reads", READING), ("refused", WRITING[place]), ("goes on", STILL[place]))
+        for command in commands
+    ]
+    for place, command, kind in cases[:: max(1, len(cases) // size)]:
+        with tally.attempt(f"{place} is read-only, `embedstore {' '.join(command)}`"):
+            before = told(work, *command)[:2] if kind == "reads" else None
+            with _mounted_read_only(work / place):
+                code, out, err = told(work, *command)
+            if kind == "reads":
+                assert (code, out) == before, (code, err)
+            elif kind == "goes on":
+                assert code == 0, err
+            else:
+                assert (code, err.count("\n"), err[:7]) == (1, 1, "Error: "), (code, err)
+            tally.outcome({"reads": "answers as before", "goes on": "writes elsewhere"}.get(kind, kind))
+    return tally.count()
+
+
+@contextmanager
+def _mounted_read_only(path: Path) -> Iterator[None]:
+    """Bind path to itself, read-only: root may write whatever the modes say. Skips where that cannot be."""
+    for command in (("mount", "--bind", path, path), ("mount", "-o", "remount,bind,ro", path)):
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("NO READ-ONLY FOLDER: only root may mount one, and not in every container")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 def _check(work: Path) -> None:

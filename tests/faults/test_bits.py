@@ -11,14 +11,14 @@ from tests.faults.report import check
 
 
 def test_bits_of_a_run(tmp_path: Path) -> None:
-    check(bits_of_a_run(tmp_path, 10))
+    check(bits_of_a_run(tmp_path, 6))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_bits_of_a_store(tmp_path: Path) -> None:
-    check(bits_of_a_store(tmp_path, 6))
+    check(bits_of_a_store(tmp_path, 4))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_bits_of_a_building_collection(tmp_path: Path) -> None:
-    check(bits_of_a_building_collection(tmp_path, 3))
+    check(bits_of_a_building_collection(tmp_path, 2))

@@ -12,7 +12,7 @@ from tests.faults.report import check
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_run_changed_while_it_is_synced(tmp_path: Path) -> None:
-    check(changed_runs(tmp_path, 6))
+    check(changed_runs(tmp_path, 4))
 
 
 @pytest.mark.server

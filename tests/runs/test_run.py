@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -229,11 +230,17 @@ def test_vectors_that_are_not_finite_are_never_sealed(tmp_path: Path, bad: float
     assert list(tmp_path.iterdir()) == []
 
 
-def test_run_ids_sort_by_age() -> None:
-    from datetime import UTC, datetime, timedelta
-
-    now = datetime.now(UTC)
-    assert new_run_id(now) < new_run_id(now + timedelta(seconds=1))
+def test_run_ids_sort_by_age_also_where_the_clock_goes_back(tmp_path: Path) -> None:
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    runs = tmp_path / "runs"
+    ids = []
+    for moment in (noon, noon, noon - timedelta(days=400), noon + timedelta(hours=1)):
+        ids.append(new_run_id(runs, moment))
+        (runs / ids[-1]).mkdir(parents=True)
+    stamps = [run_id[:-5] for run_id in ids]
+    assert stamps == ["20260101t120000", "20260101t120001", "20260101t120002", "20260101t130000"]
+    (runs / "99991231t235959-ffff").mkdir()
+    assert new_run_id(runs, noon).startswith("20260101t120000-")  # there is no later time
 
 
 def test_the_catalog_reads_the_lines_that_it_is_asked_for(tmp_path: Path) -> None:

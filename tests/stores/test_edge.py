@@ -20,7 +20,7 @@ from embedstore.stores import edge
 from embedstore.stores.base import open_store
 from embedstore.sync import promote_run, sync, verify
 from embedstore.sync.doctor import doctor
-from tests.builders import tiny_run
+from tests.builders import edit_json, tiny_run
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -123,9 +123,9 @@ def test_an_alias_that_is_a_link_is_not_followed_and_what_to_do_works(
 def test_a_history_that_is_none_takes_no_alias_down(folder: Path, run: Run) -> None:
     path = folder / "aliases" / "movies.json"
     good = json.loads(path.read_text())
-    odd: object
-    for odd in (None, 3, "x", {}, [3, None, {"collection": 5}]):
-        path.write_text(json.dumps({"collection": good["collection"], "promotions": odd}))  # and no digest
+    odds: list[object] = [None, 3, "x", {}, [3, None, {"collection": 5}]]
+    for odd in odds:
+        edit_json(path, promotions=odd)
         with open_store(folder) as store:
             assert store.live("movies").collection == good["collection"]
             assert [flip.at for flip in store.promotions("movies")] == [""]

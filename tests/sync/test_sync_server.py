@@ -140,6 +140,20 @@ def test_a_kill_between_flip_and_note_loses_no_history(
     ]
 
 
+def test_a_flip_whose_note_is_lost_is_told_of_by_the_next(
+    store: ServerStore, run: Run, tmp_path: Path
+) -> None:
+    other = tiny_run(tmp_path, seed=5, run_id="20260101t000000-0002")
+    for each in (run, other, run):
+        sync(each, store)
+    lost = f"movies__{other.run_id}"
+    store._rest.request("PATCH", f"/collections/{lost}", {"metadata": {"promotions": []}})
+    flips = [(flip.run_id, bool(flip.at)) for flip in store.promotions("movies")]
+    assert flips == [(run.run_id, True), (other.run_id, False), (run.run_id, True)]
+    store._rest.request("DELETE", f"/collections/{lost}")
+    assert [(flip.run_id, bool(flip.at)) for flip in store.promotions("movies")] == flips
+
+
 def test_a_collection_of_something_else_under_our_name_is_refused(store: ServerStore, run: Run) -> None:
     store._rest.request("PUT", COLLECTION, {"vectors": {"size": 4, "distance": "Dot"}})
     with pytest.raises(StoreError, match="not made by embedstore"):

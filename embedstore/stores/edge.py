@@ -573,9 +573,10 @@ class EdgeStore(Store):
                 f"no collection {name!r} in store {self.path}; list them with `embedstore status`"
             ) from None
         except OSError as error:
-            raise StoreError(
-                f"{path} cannot be read: {error.strerror}; mend that, or {_SYNC_AGAIN}"
-            ) from error
+            problem = f"{path} cannot be read: {error.strerror}"
+            if error.errno in _IN_THE_WAY:
+                raise StoreDamagedError(f"{problem}; {_SYNC_AGAIN}") from error
+            raise StoreError(f"{problem}; look at its permissions and its disk") from error
         try:
             record = _Record(
                 metadata=Metadata.from_dict(content["metadata"], name=name),

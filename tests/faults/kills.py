@@ -110,7 +110,7 @@ class World:
             for collection in folder.glob("collections/*"):
                 record = collection / "collection.json"
                 named = record.read_text(encoding="utf-8") if record.exists() else ""
-                kept = (record.name, json.loads(named)["generation"]) if named else ()
+                kept = (record.name, "checked.json", json.loads(named)["generation"]) if named else ()
                 yield from (str(path) for path in collection.iterdir() if path.name not in kept)
         with self.open() as store:
             for name in store.collections():

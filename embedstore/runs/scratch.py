@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["scratch_folder"]
+__all__ = ["remove_abandoned", "scratch_folder"]
 
 _PREFIX = ".embedstore-scratch-"
 
@@ -23,11 +23,7 @@ def scratch_folder(home: Path) -> Iterator[Path]:
     home cannot be written.
     """
     home.mkdir(parents=True, exist_ok=True)
-    for left in home.glob(f"{_PREFIX}*"):
-        with suppress(OSError, ImportError):  # locked: in use, or of another user
-            descriptor = _lock(left)
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(descriptor)
+    remove_abandoned(home)
     with ExitStack() as stack:
         while True:
             path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=home))
@@ -40,6 +36,15 @@ def scratch_folder(home: Path) -> Iterator[Path]:
             break
         stack.callback(shutil.rmtree, path, ignore_errors=True)
         yield path
+
+
+def remove_abandoned(home: Path) -> None:
+    """Remove what killed processes left behind in home."""
+    for left in home.glob(f"{_PREFIX}*"):
+        with suppress(OSError, ImportError):  # in use, or of another user
+            descriptor = _lock(left)
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(descriptor)
 
 
 def _lock(path: Path) -> int:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from embedstore.errors import StoreError, StoreUnreachableError
 from embedstore.stores.connection import Connection, Endpoint
-from embedstore.stores.contract import HISTORY_VECTOR, CollectionSpec, PointBatch
+from embedstore.stores.contract import HISTORY_VECTOR, CollectionSpec, PointBatch, PointId
 from embedstore.stores.rest import (
     WRITING_SECONDS,
     NoAnswerError,
@@ -117,13 +117,13 @@ class GrpcBulk:
             "Scroll",
             q.ScrollPoints(
                 collection_name=name,
-                offset=offset,
+                offset=None if offset is None else _point_id(q, offset),
                 limit=limit,
                 with_payload=q.WithPayloadSelector(enable=True),
                 with_vectors=q.WithVectorsSelector(enable=vectors),
             ),
         )
-        more = answer.next_page_offset if answer.HasField("next_page_offset") else None
+        more = _key_of(answer.next_page_offset) if answer.HasField("next_page_offset") else None
         return _batch_of(answer.result, spec, vectors=vectors), more
 
     def _node(self, endpoint: Endpoint, connection: Connection) -> _Node:
@@ -262,7 +262,7 @@ def _plain(value: Any) -> Any:
 
 
 def _batch_of(points: Sequence[Any], spec: CollectionSpec, *, vectors: bool) -> PointBatch:
-    ids = [point.id.num if point.id.HasField("num") else point.id.uuid for point in points]
+    ids = [_key_of(point.id) for point in points]
     payloads = [{key: _plain(value) for key, value in point.payload.items()} for point in points]
     if not vectors:
         none = np.zeros((len(ids), 0), np.float32)
@@ -270,6 +270,15 @@ def _batch_of(points: Sequence[Any], spec: CollectionSpec, *, vectors: bool) -> 
     rows = _rows_of(points, spec.dim, _unnamed)
     history = _rows_of(points, spec.dim, _history) if spec.additive else None
     return PointBatch(ids, rows, history, payloads)
+
+
+def _key_of(message: Any) -> PointId:
+    key: PointId = message.num if message.HasField("num") else message.uuid
+    return key
+
+
+def _point_id(q: Any, key: PointId) -> Any:
+    return q.PointId(num=key) if isinstance(key, int) else q.PointId(uuid=key)
 
 
 def _unnamed(point: Any) -> Any:

@@ -11,7 +11,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeVar, cast
 
@@ -157,8 +157,15 @@ class RestClient:
     def close(self) -> None:
         self._http.close()
 
-    def get(self, path: str, read: Callable[[Any], T] = anything, *, patient: bool = True) -> T:
-        return self.request("GET", path, read=read, patient=patient)
+    def get(
+        self,
+        path: str,
+        read: Callable[[Any], T] = anything,
+        *,
+        patient: bool = True,
+        seconds: float | None = None,
+    ) -> T:
+        return self.request("GET", path, read=read, patient=patient, seconds=seconds)
 
     def request(
         self,
@@ -168,8 +175,11 @@ class RestClient:
         *,
         read: Callable[[Any], T] = acknowledged,
         patient: bool = True,
+        seconds: float | None = None,
     ) -> T:
         """Return what read makes of the `result` of an answer, or of the whole of it where it has none.
+
+        seconds: how long it is tried again, by default those of the client.
 
         Raises StoreUnreachableError where no node answers, at once unless patient, and where read does not
         find what it looks for, so that the answer was not Qdrant's; NotFoundError for 404, ConflictError
@@ -179,7 +189,18 @@ class RestClient:
         def send() -> T:
             return self._nodes.ask(lambda node: self._read(self._send(node, method, path, body), node, read))
 
-        return persistently(send, self.seconds) if patient and self._connection.patient else send()
+        if not (patient and self._connection.patient):
+            return send()
+        return persistently(send, self.seconds if seconds is None else seconds)
+
+    @contextmanager
+    def tried_for(self, seconds: float) -> Iterator[None]:
+        """Let requests be tried for seconds while the block lasts."""
+        before, self.seconds = self.seconds, seconds
+        try:
+            yield
+        finally:
+            self.seconds = before
 
     def clock_skew(self) -> float | None:
         """Return how many seconds the server's clock is ahead of ours, None where it does not tell."""

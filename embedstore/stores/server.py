@@ -60,6 +60,7 @@ from embedstore.stores.contract import (
     SearchIndex,
     Spread,
     check_batch,
+    collection_name,
     now,
     point_id,
     rows_of,
@@ -67,7 +68,6 @@ from embedstore.stores.contract import (
     valid_alias,
 )
 from embedstore.stores.rest import (
-    READING_SECONDS,
     WRITING_SECONDS,
     ConflictError,
     ForbiddenError,
@@ -91,6 +91,7 @@ _IN_FLIGHT = 2
 _READY_SECONDS = 3600.0
 _SETTLE_SECONDS = 30.0  # for the nodes of a cluster to agree
 _SETTLING = (0.0, *[0.02] * 50)  # looks, until it is written again
+_LOST_SECONDS = 3.0  # until a collection that cannot be read is taken for lost
 _PEER_SECONDS = 5  # for one of them to answer another
 _BATCH_QUERIES = 64
 _COMPARISONS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
@@ -305,8 +306,12 @@ class ServerStore(Store):
         except StoreError:
             self._patch(name, {"state": "building" if before.state == "building" else "sealed"})
             raise
-        with suppress(StoreError, NotFoundError):  # the history never stands in the way
+        try:
             self._carry(name)
+        except StoreUnreachableError:  # the next gc goes on with it
+            raise
+        except (StoreError, NotFoundError):
+            pass  # what other hands have made of the history does not stand in the way
         self._forget(name)
         self._rest.request("DELETE", _path(name))
 
@@ -370,15 +375,15 @@ class ServerStore(Store):
         run_ids: dict[str, str] = {}
         for name in self._all_names():
             with suppress(OverloadedError):  # what has lost its last replica cannot be returned to either
-                content = self._metadata_of(name) or {}
+                content = self._metadata_of(name, seconds=_LOST_SECONDS) or {}
                 run_ids[name] = str(content.get("run_id"))
                 for flip in _noted(content, name, alias):
                     found[flip.at, flip.collection] = flip
         flips: list[Promotion] = []
         for flip in sorted(found.values(), key=lambda flip: flip.at):
             before = flip.previous
-            if before in run_ids and (not flips or flips[-1].collection != before):
-                flips.append(Promotion(before, run_ids[before], ""))
+            if before is not None and (not flips or flips[-1].collection != before):
+                flips.append(Promotion(before, run_ids.get(before) or _run_id_in(before, alias), ""))
             flips.append(flip)
         if not flips or flips[-1].collection != target:
             flips.append(Promotion(target, self.metadata(target).run_id, ""))
@@ -389,7 +394,12 @@ class ServerStore(Store):
             return super().live(alias, back)
         target = self.aliases().get(valid_alias(alias))
         if target is not None:
-            return Promotion(target, self.metadata(target).run_id, "")
+            try:
+                return Promotion(target, self.metadata(target).run_id, "")
+            except NotFoundError:  # deleted since, where the alias has moved on
+                if self.aliases().get(alias) == target:
+                    raise
+                return self.live(alias)
         # A token for one alias sees no list of aliases, but reads through its own.
         try:
             found = self._metadata_in(self._info(alias), alias)
@@ -446,13 +456,11 @@ class ServerStore(Store):
     def writer(self) -> Iterator[None]:
         """Nothing is locked on a server: two syncs of one run write the same points."""
         self._depth += 1
-        self._rest.seconds = WRITING_SECONDS
         try:
             yield
         finally:
             self._depth -= 1
             if self._depth == 0:
-                self._rest.seconds = READING_SECONDS
                 self._revising.clear()
                 self._known.clear()
                 with suppress(StoreError):
@@ -464,7 +472,7 @@ class ServerStore(Store):
 
         Two that took over at the same instant write the same points, until one sees the other.
         """
-        with self.writer():
+        with self.writer(), self._rest.tried_for(WRITING_SECONDS):
             metadata = self._fresh(name)
             if metadata.state != "building":
                 yield lambda: None
@@ -607,13 +615,13 @@ class ServerStore(Store):
             "/collections", lambda found: [str(entry["name"]) for entry in found["collections"]]
         )
 
-    def _metadata_of(self, name: str) -> Mapping[str, Any] | None:
+    def _metadata_of(self, name: str, *, seconds: float | None = 0.0) -> Mapping[str, Any] | None:
         """Return the raw metadata of a collection; None where it has none, or is gone by now.
 
-        Raises OverloadedError at once where it cannot be read, as when its only replica is away.
+        Raises OverloadedError where they cannot be read for some seconds, as when its only replica is away.
         """
         try:
-            info = self._rest.get(_path(name), _checked_info, patient=False)
+            info = self._rest.get(_path(name), _checked_info, seconds=seconds)
         except NotFoundError:
             return None
         content = info["config"].get("metadata")
@@ -685,12 +693,12 @@ class ServerStore(Store):
 
     def _flips_in(self, name: str) -> list[Any]:
         """Return the flips that a collection remembers."""
-        noted = (self._metadata_of(name) or {}).get(_PROMOTIONS)
+        noted = (self._metadata_of(name, seconds=None) or {}).get(_PROMOTIONS)
         return noted if isinstance(noted, list) else []
 
     def _carry(self, name: str) -> None:
         """Give the flips that a collection remembers to those that their aliases name now."""
-        content = self._metadata_of(name) or {}
+        content = self._metadata_of(name, seconds=None) or {}
         for alias, target in self.aliases().items():
             if (flips := _noted(content, name, alias)) and self._is_ours(target):
                 moved = [{"alias": alias, **asdict(flip)} for flip in flips]
@@ -746,6 +754,11 @@ class ServerStore(Store):
             return PointBatch(ids, movies, history, payloads), found.get("next_page_offset")
 
         return self._ask("POST", name, "points/scroll", body, read=page_in)
+
+
+def _run_id_in(name: str, alias: str) -> str:
+    """Return the run id in the name of a collection of alias that may be gone."""
+    return name.removeprefix(collection_name(alias, "")).partition("_debias")[0]
 
 
 def _noted(metadata: Mapping[str, Any], name: str, alias: str) -> list[Promotion]:

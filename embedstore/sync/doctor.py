@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -372,7 +373,7 @@ def _missing_runs(patient: _Patient) -> Findings:
     if missing:
         name, metadata = next(iter(missing.items()))
         if metadata.tower == "additive":
-            advice = f"`embedstore runs restore {name}` makes it of the collection"
+            advice = f"`embedstore runs restore {shlex.quote(name)}` makes it of the collection"
         else:
             advice = f"copy its folder from {metadata.origin or 'where it was trained'}"
         text = f"no run at hand for {len(missing)} of {len(names)} collections: {_first(missing)}"
@@ -412,8 +413,9 @@ def _run(run: RunSummary, now: datetime, deep: bool) -> Findings:
 
 
 def _command(verb: str, reference: str, alias: str) -> str:
-    words = ["embedstore", verb, reference, "" if alias == _DEFAULT_ALIAS else f"--alias {alias}"]
-    return f"`{' '.join(word for word in words if word)}`"
+    """Return a command to paste: names of the server are quoted, since others chose them."""
+    words = ["embedstore", verb, *([reference] if reference else [])]
+    return f"`{shlex.join(words if alias == _DEFAULT_ALIAS else [*words, '--alias', alias])}`"
 
 
 def _way_back(store: Store, alias: str) -> str:

@@ -16,7 +16,7 @@ from embedstore.data.features import Ids, Rows, Vocabulary
 from embedstore.errors import NotFoundError, RunError, StoreError, UsageError, VerificationError
 from embedstore.runs.registry import LIVE, find_run
 from embedstore.runs.run import Run
-from embedstore.runs.scratch import scratch_folder
+from embedstore.runs.scratch import remove_abandoned, scratch_folder
 from embedstore.runs.writer import (
     ADDITIVE,
     describe_run,
@@ -72,6 +72,7 @@ def restore(
                 f"run {metadata.run_id} in {runs_dir} has other content (fingerprint {found[:12]}) than "
                 f"collection {name!r} ({metadata.fingerprint[:12]}); give another --runs"
             )
+        remove_abandoned(path.parent)  # a kill at the very end leaves an empty folder beside the run
         return RestoreReport(name, metadata.run_id, str(path), metadata.count, written=False)
     if metadata.tower != "additive":
         raise RunError(
@@ -97,7 +98,7 @@ def bring(metadata: Metadata, runs_dir: Path) -> str:
         return f"{wanted} the machine that trained it"
     host, _, path = metadata.origin.partition(":")
     here = host == socket.gethostname()
-    command = ["cp" if here else "scp", "-r", path if here else metadata.origin, f"{runs_dir}/"]
+    command = ["cp" if here else "scp", "-r", "--", path if here else metadata.origin, f"{runs_dir}/"]
     return f"{wanted} where it was on {metadata.created_at[:10]}: `{shlex.join(command)}`"
 
 

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from tests.faults import bits, changes, clocks, disks, flips, fuzz, kills, races, server_kills
+from tests.faults import (
+    bits,
+    changes,
+    clocks,
+    disks,
+    flips,
+    foreign,
+    fuzz,
+    kills,
+    network,
+    races,
+    server_kills,
+)
 from tests.faults.report import Campaign
 
 __all__ = ["CAMPAIGNS"]
@@ -15,6 +27,20 @@ CAMPAIGNS: list[Campaign] = [
     Campaign("kills of the server", server_kills.of_the_server, full=60, normal=6, server=True),
     Campaign("flips under readers of a folder", flips.flips_of_a_folder, full=200, normal=20),
     Campaign("flips under readers of a server", flips.flips_on_a_server, full=200, normal=20, server=True),
+    Campaign("foreign hands", foreign.single_acts, full=1000, normal=6),
+    Campaign("foreign hands on a server", foreign.single_acts_on_a_server, full=1000, normal=6, server=True),
+    Campaign("foreign hands in any order", foreign.any_order, full=100, normal=2),
+    Campaign(
+        "foreign hands in any order on a server",
+        foreign.any_order_on_a_server,
+        full=50,
+        normal=2,
+        server=True,
+    ),
+    Campaign("broken requests", network.broken_requests, full=12, normal=1, server=True),
+    Campaign("broken gRPC", network.broken_grpc, full=10, normal=1, server=True),
+    Campaign("a silent server", network.silent_server, full=6, normal=1, server=True),
+    Campaign("a flaky network", network.flaky_network, full=40, normal=3, server=True),
     Campaign("runs from strangers", fuzz.mutated_runs, full=10_000, normal=200),
     Campaign("full disk", disks.full_disk, full=132, normal=4),
     Campaign("read-only folders", disks.read_only, full=1000, normal=8),

@@ -22,7 +22,7 @@ import qdrant_edge as edge
 from embedstore.runs.run import Run
 from embedstore.stores.contract import HISTORY_VECTOR, INDEXES, points
 
-__all__ = ["THEIRS", "Act", "Folder", "Place", "Remote", "Victim", "acts_on"]
+__all__ = ["THEIRS", "Act", "Folder", "Place", "Remote", "Victim", "acts_on", "remove"]
 
 THEIRS = "theirs"  # a collection of another tool, there from the beginning
 _KINDS = {
@@ -126,6 +126,7 @@ class Remote:
     def put_by_grpc(self, name: str, point: Mapping[str, Any]) -> None:
         from qdrant_client import QdrantClient, models
 
+        assert self.grpc_port is not None
         client = QdrantClient(host="127.0.0.1", grpc_port=self.grpc_port, prefer_grpc=True)
         client.upsert(name, [models.PointStruct(**point)], wait=True)
         client.close()
@@ -209,7 +210,7 @@ class Folder:
         content = json.loads(self.record(name).read_text())
         merged = {**content["metadata"], **changes}
         content["metadata"] = {key: value for key, value in merged.items() if value is not None}
-        self.record(name).write_text(json.dumps(content))
+        self.write(self.record(name), content)
 
     def alias(self, alias: str, target: str | None) -> None:
         if target is None:
@@ -219,11 +220,11 @@ class Folder:
             self.alias_file(alias).write_text(json.dumps(content))
 
     def forget(self, name: str) -> None:
-        _remove(self.collection(name))
+        remove(self.collection(name))
 
     def clear(self, alias: str, name: str) -> None:
         for path in (self.alias_file(alias), self.collection(alias), self.collection(name)):
-            _remove(path)
+            remove(path)
 
     def recreate(self, name: str, shape: Shape) -> None:
         shard = self.shard(name)
@@ -235,14 +236,12 @@ class Folder:
         }
         edge.EdgeShard.create(str(shard), edge.EdgeConfig(vectors=vectors)).close()
 
-    def rewrite(self, path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-        """Let change change the JSON object in a file; what it returns, unless None, takes its place."""
-        content = json.loads(path.read_text())
-        made = change(content)
-        path.write_text(json.dumps(content if made is None else made))
+    def write(self, path: Path, content: dict[str, Any]) -> None:
+        """Write a JSON file of the store as versions did that knew no digest, so that it counts."""
+        path.write_text(json.dumps({key: value for key, value in content.items() if key != "digest"}))
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -548,10 +547,8 @@ def _contents(which: str) -> list[Act]:
 def _field(which: str, field: str, what: str, value: Any, *, named: bool = True, mended: bool = False) -> Act:
     def do(place: Folder, victim: Victim) -> None:
         path = place.record(victim.name) if which == "record" else place.alias_file(victim.alias)
-        place.rewrite(
-            path,
-            lambda content: content.pop(field) and None if value is None else content.update({field: value}),
-        )
+        content = json.loads(path.read_text()) | {field: value}
+        place.write(path, {key: kept for key, kept in content.items() if kept is not None})
 
     return Act(which, f"{field} is {what}" if what else f"no {field}", do, named=named, mended=mended)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -40,8 +41,9 @@ __all__ = [
 SEED = 7
 MOVIES = 30
 ALIAS = "movies"
+PROBE = re.compile("[a-z0-9_]{8}")  # the file by which its tempfile sees whether TMPDIR can be written
 DEBIAS = 0.5
-KILLED_AGAIN = 0.3  # of what a kill left unfinished
+KILLED_AGAIN = 0.5  # of what a kill left unfinished
 
 
 class World:
@@ -101,29 +103,31 @@ class World:
             pass
 
     def leftovers(self) -> Iterator[str]:
-        """Yield what no finished command leaves in a folder: temporary files, and what no record names."""
-        for folder in (self.temporary, self.made, self.runs, self.copied, Path(self.location)):
-            yield from (str(path) for path in folder.rglob("*") if is_temporary(path.name))
-        yield from (str(path) for path in self.temporary.iterdir())
+        """Yield what no finished command leaves behind, by path or name."""
+        for home in (self.made, self.runs, self.copied, Path(self.location)):
+            for folder, folders, files in os.walk(home):
+                yield from (f"{folder}/{name}" for name in [*folders, *files] if is_temporary(name))
+        yield from (str(path) for path in self.temporary.iterdir() if not PROBE.fullmatch(path.name))
         yield from (str(path) for path in self.made.glob("*") if not (path / MANIFEST).exists())
-        for folder in (Path(self.location), self.copied):
-            for collection in folder.glob("collections/*"):
-                record = collection / "collection.json"
-                named = record.read_text(encoding="utf-8") if record.exists() else ""
-                kept = (record.name, "checked.json", json.loads(named)["generation"]) if named else ()
+        for store in (Path(self.location), self.copied):
+            for collection in store.glob("collections/*"):
+                record, kept = collection / "collection.json", set[str]()
+                if record.exists():
+                    kept = {record.name, "checked.json", json.loads(record.read_bytes())["generation"]}
                 yield from (str(path) for path in collection.iterdir() if path.name not in kept)
-        with self.open() as store:
-            for name in store.collections():
-                if (state := store.metadata(name).state) != "sealed":
-                    yield f"collection {name} is {state}"
+                if not kept:
+                    yield str(collection)
+        with self.open() as opened:
+            states = {name: opened.metadata(name).state for name in opened.collections()}
+        yield from (f"{name} is {state}" for name, state in states.items() if state != "sealed")
 
 
 @dataclass(frozen=True)
 class Scene:
     """A command, how the world is before it, and how it is when it is done.
 
-    turns: whether the command, given again, turns back what it did. takes: the runs whose collections it may
-    delete.
+    turns: whether the command, given again, turns back what it did. deletes: whether it may take collections
+    that are neither live nor pinned.
     """
 
     command: str
@@ -131,7 +135,7 @@ class Scene:
     arrange: Callable[[World, Store], None]
     done: Callable[[World, Store], bool]
     turns: bool = False
-    takes: Callable[[World], Sequence[Run]] = lambda _: ()
+    deletes: bool = False
 
 
 @dataclass(frozen=True)
@@ -257,7 +261,7 @@ SCENES = {
             lambda _: ["gc", "--keep", "0"],
             with_old_ones,
             old_ones_gone,
-            takes=lambda world: (world.older, world.old, world.coming),
+            deletes=True,
         ),
         Scene(
             "copy",
@@ -362,10 +366,12 @@ def hold(scene: Scene, world: World, before: Before) -> bool:
     """Assert what must hold at any instant; return whether the command is done."""
     with world.open() as store:
         aliases = store.aliases()
+        assert aliases.keys() == {ALIAS, "canary"}, aliases
         assert verify(store, aliases[ALIAS], world.run_of(aliases[ALIAS])).count == MOVIES, aliases
         assert aliases["canary"] == name_of(world.canary), aliases
         assert store.metadata(name_of(world.pinned)).pinned is not None, "the pin is lost"
-        for name in before.sealed - {name_of(run) for run in scene.takes(world)}:
+        kept = {name_of(run) for run in (world.live, world.pinned, world.canary)}
+        for name in kept if scene.deletes else before.sealed:
             assert store.metadata(name).state == "sealed", f"{name} is {store.metadata(name).state}"
         flips = {(flip.at, flip.collection) for flip in store.promotions(ALIAS)}
         assert before.flips <= flips, f"forgotten: {before.flips - flips}"

@@ -8,9 +8,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 from embedstore.cli import run as embedstore
 from embedstore.runs.run import Run
@@ -18,17 +20,19 @@ from embedstore.stores.base import Store
 from embedstore.stores.contract import collection_name
 from embedstore.sync import sync, verify
 from tests.faults.flips import HISTORY, Place, Readers, Truth, count_of, two_runs
-from tests.faults.proxy import GRPC_FAULTS, REST_FAULTS, FaultProxy, at, at_random
+from tests.faults.proxy import GRPC_FAULTS, REST_FAULTS, FaultProxy, at, at_random, from_then_on
 from tests.faults.report import Count, Mixed, Tally
 from tests.server_process import start_server
 
-__all__ = ["broken_grpc", "broken_requests", "flaky_network"]
+__all__ = ["broken_grpc", "broken_requests", "flaky_network", "silent_server"]
 
 KEY = "no-message-may-show-this-key-0123456789"
 EXIT_CODES = {0, 1, 3, 4, 5}  # of a command that a person has typed right
-LONGEST = 60.0  # seconds, for a command one request of which goes wrong
-_WAITING = {"stall", "late answer", "drip"}  # faults that take their time
+LONGEST = 60.0  # seconds, for a command of whose requests one goes wrong, or all from one on
+LONGEST_SYNC = 300.0
+_WAITING = {"stall", "no answer", "late answer", "drip"}  # faults that take their time
 _SHORT_STALL, _LONG_STALL = 0.3, 10.0
+_BEYOND_A_FLIP = 2.0
 _LONG_FROM = 5  # requests, from which on the campaign takes its time
 _RATE = 0.15
 
@@ -123,12 +127,13 @@ class _Bench:
             command.prepare(self.store, *self.runs)
             self.proxy.restart(**choices)
             done = self.attempt(command, grpc="grpc" in choices)
+            met = bool(self.proxy.done)
             self.proxy.restart()
-            self._check_words(done)
+            self._check_words(command, done)
             live = self._check_live()
             if done.code == 0:
                 self._check_done(command, done)
-                tally.outcome("done")
+                tally.outcome("done" if met else "met no fault, done")
                 return
             # Where only the answer to a rollback was lost, another one would undo it.
             if not (command.name == "rollback" and live is self.runs[command.live_after]):
@@ -137,19 +142,45 @@ class _Bench:
                 self._check_done(command, again)
             tally.outcome(f"said so ({done.code}), done by the next")
 
-    def _check_words(self, done: _Outcome) -> None:
+    def beyond_a_flip(self, tally: Tally, fault: str, position: int) -> None:
+        """Let a request of `query`, or its answer, outlast a flip and the gc after it."""
+        with tally.attempt(f"query, {fault} at request {position}, beyond a flip and gc"):
+            _second_live(self.store, *self.runs)
+            self.proxy.restart(rest=at(position, fault))
+            first, second = self.runs
+            query = next(command for command in self.commands if command.name == "query")
+
+            def flip_and_delete() -> None:
+                while not self.proxy.done:
+                    time.sleep(0.001)
+                self.store.promote("movies", _name(first))
+                self.store.drop(_name(second))
+
+            with ThreadPoolExecutor(1) as pool:
+                flipping = pool.submit(flip_and_delete)
+                done = self.attempt(query)
+                flipping.result()
+            self.proxy.restart()
+            self._check_words(query, done)
+            assert done.code == 0, done
+            tally.outcome(
+                f"answered by the {'old' if _check_answer(done, self.runs) is second else 'new'} run"
+            )
+
+    def _check_words(self, command: _Command, done: _Outcome) -> None:
         assert done.code in EXIT_CODES, done
         assert KEY not in done.said + done.out
         assert "Traceback" not in done.said, done
         assert "defect" not in done.said, done
         errors = [line for line in done.said.splitlines() if line.startswith("Error: ")]
         assert len(errors) == int(done.code != 0), done
-        assert done.seconds < LONGEST, done
+        assert done.seconds < (LONGEST_SYNC if command.name == "sync" else LONGEST), done
 
     def _check_live(self) -> Run:
         """Return the run that is live. It has to be whole, and the last one of the history."""
-        target = self.store.aliases()["movies"]
-        (live,) = (run for run in self.runs if target == _name(run))
+        target = str(self.store.aliases().get("movies"))
+        live = next((run for run in self.runs if target == _name(run)), None)
+        assert live is not None, target
         verify(self.store, target, live)
         flips = self.store.promotions("movies")
         assert flips[-1].collection == target, flips[-3:]
@@ -167,11 +198,13 @@ class _Bench:
             _check_answer(done, self.runs)
 
 
-def _check_answer(done: _Outcome, runs: Sequence[Run]) -> None:
+def _check_answer(done: _Outcome, runs: Sequence[Run]) -> Run:
+    """Return the run that has answered, and alone."""
     answer = json.loads(done.out)
     (run,) = (run for run in runs if run.run_id == answer["run_id"])
     if [movie["movie_id"] for movie in answer["recommendations"]] != Truth.of(run).movie_ids:
         raise Mixed(done.out)
+    return run
 
 
 def _name(run: Run) -> str:
@@ -181,22 +214,15 @@ def _name(run: Run) -> str:
 @contextmanager
 def _bench(folder: Path, stall: float) -> Iterator[_Bench]:
     runs = two_runs(folder)
-    before = os.environ.get("EMBEDSTORE_QDRANT_API_KEY")
-    os.environ["EMBEDSTORE_QDRANT_API_KEY"] = KEY
-    try:
-        with (
-            start_server(folder / "server", env={"QDRANT__SERVICE__API_KEY": KEY}) as server,
-            FaultProxy(server, stall=stall) as proxy,
-        ):
-            place = Place(runs[0].path.parent, server.url, KEY)
-            with place.opened() as store:
-                yield _Bench(place, proxy, store, runs)
-            assert any(KEY in request.headers.values() for request in proxy.requests)
-    finally:
-        if before is None:
-            del os.environ["EMBEDSTORE_QDRANT_API_KEY"]
-        else:
-            os.environ["EMBEDSTORE_QDRANT_API_KEY"] = before
+    with (
+        patch.dict(os.environ, EMBEDSTORE_QDRANT_API_KEY=KEY),
+        start_server(folder / "server", env={"QDRANT__SERVICE__API_KEY": KEY}) as server,
+        FaultProxy(server, stall=stall) as proxy,
+    ):
+        place = Place(runs[0].path.parent, server.url, KEY)
+        with place.opened() as store:
+            yield _Bench(place, proxy, store, runs)
+        assert any(KEY in request.headers.values() for request in proxy.requests)
 
 
 def _spread(positions: Sequence[int], size: int) -> list[int]:
@@ -207,9 +233,10 @@ def _spread(positions: Sequence[int], size: int) -> list[int]:
 
 def broken_requests(folder: Path, size: int) -> list[Count]:
     """sync, promote, rollback, query, verify and gc go through a proxy that does one thing to one request
-    of theirs, up to `size` of them for each fault and command, spread over all that it makes. A stall of
-    ten seconds, a late answer (to a request that did arrive) and a drip are done to a fifth of these.
-    Readers ask the server itself all the while.
+    of theirs, up to `size` of them for each fault and command, spread over all that it makes; to a fifth of
+    these what takes long: a stall of ten seconds, one without an answer after it, a late answer (to a
+    request that did arrive), a drip. Readers ask the server itself all the while. At last, requests of
+    query stall, or their answers are late, while the alias moves and what it named is deleted.
 
     The command ends well, and then the collection equals its run, the alias and the history are right; or
     it says so in one sentence, with an exit code of the documented ones, within a minute, and the same
@@ -229,8 +256,31 @@ def broken_requests(folder: Path, size: int) -> list[Count]:
                         bench.try_it(
                             tally, command, f"{fault} at request {position}", rest=at(position, fault)
                         )
-        counts = [tally.count() for tally in tallies.values()]
+            bench.proxy.stall = _BEYOND_A_FLIP
+            beyond = Tally("stall or late answer beyond a flip and gc, REST", "server")
+            for fault in ("stall", "late answer"):
+                for position in (1, 2, 3, 4):
+                    bench.beyond_a_flip(beyond, fault, position)
+        counts = [tally.count() for tally in [*tallies.values(), beyond]]
         return counts + [count_of(found, "network faults", "server", started) for found in readers.findings]
+
+
+def silent_server(folder: Path, size: int) -> list[Count]:
+    """A server that accepts requests and answers none, from the first of a command on, and from the third:
+    `size` of the commands query, promote, rollback, verify, gc and sync. Each has to give up in a sentence
+    within a minute, sync within five, and to end well afterwards.
+    """
+    with _bench(folder, 2 * LONGEST_SYNC) as bench:
+        tally = Tally("no answer any more, REST", "server")
+        for command in sorted(bench.commands, key=lambda command: command.name == "sync")[:size]:
+            for position in (1, 3):
+                bench.try_it(
+                    tally,
+                    command,
+                    f"no answer from request {position} on",
+                    rest=from_then_on(position, "no answer"),
+                )
+        return [tally.count()]
 
 
 def broken_grpc(folder: Path, size: int) -> list[Count]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 from tests.scripted import HTML, HttpServer, Request, answer, break_off, reset
 from tests.server_process import Server
 
-__all__ = ["GRPC_FAULTS", "REST_FAULTS", "Choice", "FaultProxy", "at", "at_random", "never"]
+__all__ = ["GRPC_FAULTS", "REST_FAULTS", "Choice", "FaultProxy", "at", "at_random", "from_then_on", "never"]
 
 STALL_SECONDS = 10.0
 _DRIPS = 20  # parts of what is sent slowly
@@ -35,6 +35,11 @@ def never(_: int) -> None:
 def at(position: int, fault: str) -> Choice:
     """Return what chooses fault for one request alone."""
     return lambda number: fault if number == position else None
+
+
+def from_then_on(position: int, fault: str) -> Choice:
+    """Return what chooses fault for a request and all after it."""
+    return lambda number: fault if number >= position else None
 
 
 def at_random(rate: float, faults: Sequence[str], seed: int) -> Choice:
@@ -192,6 +197,11 @@ def _stall(proxy: FaultProxy, handler: Any) -> None:
     proxy.exchange(handler).give(handler)
 
 
+def _no_answer(proxy: FaultProxy, handler: Any) -> None:
+    proxy.wait(proxy.stall)
+    reset(handler)
+
+
 def _late_answer(proxy: FaultProxy, handler: Any) -> None:
     found = proxy.exchange(handler)
     proxy.wait(proxy.stall)
@@ -220,6 +230,7 @@ REST_FAULTS: Mapping[str, Callable[[FaultProxy, Any], None]] = {
     "429": _instead(429, {"status": {"error": "Rate limiting exceeded"}}, retry_after="0.3"),
     "502 HTML": _instead(502, HTML, content_type="text/html"),
     "stall": _stall,
+    "no answer": _no_answer,
     "late answer": _late_answer,
     "wrong JSON": _instead(200, {"hello": "world"}),
     "other result": _instead(200, {"result": {"hello": ["world"]}, "status": "ok"}),

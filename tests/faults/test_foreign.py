@@ -6,29 +6,35 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.foreign import drawn, each_act
+from tests.faults import foreign
 from tests.faults.report import check
 
-_REAL = [pytest.param(way, marks=pytest.mark.server) for way in ("rest", "grpc")]
+
+def test_acts_of_foreign_hands_on_a_folder(tmp_path: Path) -> None:
+    check(foreign.single_acts(tmp_path, 6))
 
 
-@pytest.mark.parametrize(("way", "most"), [("edge", 6), ("local", 30)])
-def test_single_acts_of_foreign_hands(tmp_path: Path, way: str, most: int) -> None:
-    check(each_act(way, tmp_path, most))
+def test_acts_of_foreign_hands_in_local_mode(tmp_path: Path) -> None:
+    check(foreign.each_act("local", tmp_path, 25))
 
 
-@pytest.mark.parametrize(("way", "runs"), [("edge", 2), ("local", 8)])
-def test_foreign_hands_among_all_that_a_store_does(tmp_path: Path, way: str, runs: int) -> None:
-    check(drawn(way, tmp_path, runs, steps=12))
+@pytest.mark.server
+def test_acts_of_foreign_hands_on_a_server(tmp_path: Path) -> None:
+    check(foreign.single_acts_on_a_server(tmp_path, 6))
+
+
+@pytest.mark.parametrize(("way", "runs"), [("edge", 2), ("local", 5)])
+def test_foreign_hands_in_any_order(tmp_path: Path, way: str, runs: int) -> None:
+    check(foreign.drawn(way, tmp_path, runs, steps=10))
+
+
+@pytest.mark.server
+def test_foreign_hands_in_any_order_on_a_server(tmp_path: Path) -> None:
+    check(foreign.any_order_on_a_server(tmp_path, 2))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["edge", "local", *_REAL])
-def test_every_act_of_foreign_hands(tmp_path: Path, way: str) -> None:
-    check(each_act(way, tmp_path, 10_000))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("way", ["edge", "local", *_REAL])
+@pytest.mark.parametrize("way", ["edge", "local"])
 def test_foreign_hands_at_length(tmp_path: Path, way: str) -> None:
-    check(drawn(way, tmp_path, 50, steps=30))
+    check(foreign.each_act(way, tmp_path, 1000))
+    check(foreign.drawn(way, tmp_path, 50, steps=30, first=1))

@@ -115,8 +115,8 @@ def test_another_tower_says_where_its_folder_is(store: Store, tmp_path: Path) ->
     sync(tiny_run(tmp_path, additive=False, run_id=OLD), store)
     made, name = store.metadata(f"movies__{OLD}"), f"movies__{OLD}"
     for origin, command in [
-        ("trainer:/srv/my runs/x", r"`scp -r 'trainer:/srv/my runs/x' .*elsewhere/`"),
-        (f"{os.uname().nodename}:/srv/runs/x", r"`cp -r /srv/runs/x .*elsewhere/`"),
+        ("trainer:/srv/my runs/x", r"`scp -r -- 'trainer:/srv/my runs/x' .*elsewhere/`"),
+        (f"{os.uname().nodename}:/srv/runs/x", r"`cp -r -- /srv/runs/x .*elsewhere/`"),
     ]:
         store.set_metadata(name, replace(made, origin=origin))
         expected = rf"dense tower is in its folder alone; .*on {made.created_at[:10]}: {command}"

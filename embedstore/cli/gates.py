@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedstore.cli.output import escape
-from embedstore.errors import VerificationError
+from embedstore.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from embedstore.sync import GateResult
+    from embedstore.sync import Gate, GateResult
 
-__all__ = ["gate_options", "print_gates", "refuse_failed"]
+__all__ = ["asked_gates", "gate_options", "print_gates", "refuse_failed"]
 
 
 def gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -27,6 +27,18 @@ def gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def asked_gates(texts: Sequence[str], *, no_promote: bool = False) -> list[Gate]:
+    """Return the gates of --gate.
+
+    Raises UsageError where one cannot be read, or where none would be asked since the alias stays.
+    """
+    from embedstore.sync import parse_gate
+
+    if no_promote and texts:
+        raise UsageError("--no-promote leaves the alias where it is, so no gate is asked; see `plan --gate`")
+    return [parse_gate(text) for text in texts]
+
+
 def print_gates(results: Sequence[GateResult]) -> None:
     """Print a line for every gate."""
     for result in results:
@@ -38,5 +50,6 @@ def refuse_failed(results: Sequence[GateResult], *, alias: str, before: str | No
     if failed := [repr(result.gate) for result in results if not result.passed]:
         raise VerificationError(
             f"gate{'s' * (len(failed) > 1)} {', '.join(failed)} failed, so alias {alias} stays on "
-            f"{before or 'nothing'}; to serve the run all the same: `embedstore promote {reference}`"
+            f"{before or 'nothing'}; to serve the run all the same: "
+            f"`embedstore promote {reference} --alias {alias}`"
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedstore.cli.gates import gate_options, print_gates, refuse_failed
+from embedstore.cli.gates import asked_gates, gate_options, print_gates, refuse_failed
 from embedstore.cli.output import Column, escape, print_json, print_table, say
 from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
 from embedstore.errors import NotFoundError
@@ -56,9 +56,9 @@ def promote(
     from embedstore.query.resolve import resolve
     from embedstore.stores.base import Note
     from embedstore.stores.contract import collection_name
-    from embedstore.sync import check_gates, parse_gate, promote_run
+    from embedstore.sync import check_gates, promote_run
 
-    asked = [parse_gate(text) for text in gates]
+    asked = asked_gates(gates)
     results: list[GateResult] = []
     with open_store_at(store_location) as store:
         before = store.aliases().get(alias)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedstore.cli.gates import gate_options, print_gates, refuse_failed
+from embedstore.cli.gates import asked_gates, gate_options, print_gates, refuse_failed
 from embedstore.cli.lifecycle import why_option
 from embedstore.cli.output import Column, escape, print_json, print_table
 from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
-from embedstore.errors import NotFoundError, UsageError
+from embedstore.errors import NotFoundError
 
 if TYPE_CHECKING:
     from embedstore.runs.run import Run
@@ -69,10 +69,9 @@ def plan(
 
     With --gate also what the gates say now; exits with 0 whatever they say.
     """
-    from embedstore.sync import parse_gate
     from embedstore.sync import plan as plan_sync
 
-    asked = [parse_gate(text) for text in gates]
+    asked = asked_gates(gates, no_promote=no_promote)
     with _store_if_there(store_location) as store:
         found = _find(runs_dir, run, store, debias)
         made = plan_sync(found, store, alias=alias, promote=not no_promote, gates=asked, runs_dir=runs_dir)
@@ -135,12 +134,9 @@ def sync(
     latest_debias0.50) is the run with these vectors.
     """
     from embedstore.stores.contract import Spread
-    from embedstore.sync import parse_gate
     from embedstore.sync import sync as sync_run
 
-    if no_promote and gates:
-        raise UsageError("--no-promote leaves the alias where it is, so no gate is asked; see `plan --gate`")
-    asked = [parse_gate(text) for text in gates]
+    asked = asked_gates(gates, no_promote=no_promote)
     started = time.perf_counter()
     spread = Spread(shards, replicas, write_consistency)
     # The run first: a mistyped run must not leave an empty store behind.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from embedstore.cli.gates import gate_options
+from embedstore.cli.gates import asked_gates, gate_options
 from embedstore.cli.output import escape
 from embedstore.cli.settings import alias_option, connection, runs_option, store_option
 from embedstore.cli.sync import no_promote_option
@@ -73,7 +73,6 @@ def watch(
     """
     from embedstore.stores.base import open_store
     from embedstore.stores.connection import NO_KEY, is_url
-    from embedstore.sync.gates import parse_gate
     from embedstore.sync.watch import Task
     from embedstore.sync.watch import watch as follow
 
@@ -81,7 +80,7 @@ def watch(
         how = connection() if is_url(store_location) else NO_KEY
         return open_store(store_location, create=True, connection=how)
 
-    task = Task(alias, promote=not no_promote, gates=[parse_gate(text) for text in gates], keep=keep)
+    task = Task(alias, promote=not no_promote, gates=asked_gates(gates, no_promote=no_promote), keep=keep)
     with _Signals() as signals:
         follow(
             runs_dir,

@@ -56,7 +56,7 @@ def test_a_failed_gate_is_exit_code_4_and_one_sentence(capsys: Capture) -> None:
     assert out.endswith(f"alias movies stays on movies__{OLD}\n")
     assert err == (
         "Error: gates 'ndcg@100>=0.9*live', 'ndcg@100>1' failed, so alias movies stays on "
-        f"movies__{OLD}; to serve the run all the same: `embedstore promote {NEW}`\n"
+        f"movies__{OLD}; to serve the run all the same: `embedstore promote {NEW} --alias movies`\n"
     )
     out, err = told(capsys, "sync", "--json", "--gate", "ndcg@100>1", code=4)
     report = json.loads(out)
@@ -93,6 +93,8 @@ def test_promote_asks_gates_too(capsys: Capture) -> None:
     [
         (["sync", "--gate", "ndcg"], "gate 'ndcg' cannot be read"),
         (["plan", "--gate", "ndgc@10>1"], "unknown metric 'ndgc@10'"),
+        (["plan", "--no-promote", "--gate", "ndcg@10>0"], "so no gate is asked; see `plan --gate`"),
+        (["watch", "--once", "--no-promote", "--gate", "ndcg@10>0"], "so no gate is asked"),
         (["promote", NEW, "--gate", "overlap@10>live"], "overlap is with the live run already"),
         (["sync", "--no-promote", "--gate", "ndcg@10>0"], "so no gate is asked; see `plan --gate`"),
     ],

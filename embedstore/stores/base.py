@@ -455,7 +455,7 @@ class Store(ABC):
             )
         if not 0 <= back < len(flips):
             raise NotFoundError(
-                f"alias {alias!r} was promoted {len(flips)} times, so there is no {back} promotions ago"
+                f"alias {alias!r} was promoted {len(flips)} times, so there is nothing {back} promotions ago"
             )
         return flips[-1 - back]
 

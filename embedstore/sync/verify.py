@@ -66,7 +66,7 @@ def verify(
             "verify it with its own run"
         )
     if metadata.state != "sealed":
-        raise StoreError(f"collection {name!r} is not finished; run `embedstore sync` to finish it")
+        raise StoreError(f"collection {name!r} is not finished; {_mend('finish', run)}")
     if metadata.fingerprint != run.fingerprint:
         raise VerificationError(
             f"collection {name!r} was made from other files of run {run.run_id} (fingerprint "
@@ -74,7 +74,7 @@ def verify(
             "delete the collection"
         )
     if wrong := wrong_metadata(metadata, run):
-        raise VerificationError(f"{wrong[0]}; repair it with `embedstore sync`")
+        raise VerificationError(f"{wrong[0]}; {_mend('repair', run)}")
     try:
         recall = check(run, store, name, progress=progress)
     except StoreUnreachableError:
@@ -82,6 +82,10 @@ def verify(
     except StoreError as error:  # what cannot be read back is not what was written
         raise VerificationError(str(error)) from error
     return VerifyReport(name, run.run_id, len(run.movies), recall)
+
+
+def _mend(verb: str, run: Run) -> str:
+    return f"{verb} it by `embedstore sync {run.reference} --no-promote`"
 
 
 def told_of(run: Run) -> dict[str, Any]:
@@ -139,12 +143,11 @@ def _check_points(run: Run, store: Store, name: str, progress: Progress | None) 
         more = f" ({total} points differ)" if total > 1 else ""
         raise VerificationError(
             f"collection {name!r} is not run {run.run_id}: {difference.reasons[0]}{more}; "
-            "repair it with `embedstore sync`"
+            f"{_mend('repair', run)}"
         )
     if count != len(run.movies):
         raise VerificationError(
-            f"collection {name!r} counts {count} points, expected {len(run.movies)}; "
-            "repair it with `embedstore sync`"
+            f"collection {name!r} counts {count} points, expected {len(run.movies)}; {_mend('repair', run)}"
         )
 
 
@@ -168,7 +171,7 @@ def _check_indexes(run: Run, store: Store, name: str) -> None:
         if found != wanted:
             raise VerificationError(
                 f"collection {name!r} finds {found} points of {what} through its index, expected {wanted}; "
-                "repair it with `embedstore sync`"
+                f"{_mend('repair', run)}"
             )
 
 

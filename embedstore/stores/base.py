@@ -259,7 +259,10 @@ class Store(ABC):
 
     @abstractmethod
     def upsert(self, name: str, batch: PointBatch) -> None:
-        """Write points, replacing those with the same id, vector and payload whole."""
+        """Write points, replacing those with the same id, vector and payload whole.
+
+        Batches may land in any order: flush between two that have a point in common.
+        """
 
     @abstractmethod
     def delete(self, name: str, ids: Sequence[PointId]) -> None: ...

@@ -487,6 +487,7 @@ class Hands(RuleBasedStateMachine):
                 if what == "wrong":
                     moved = np.asarray(batch.movie_vectors + np.float32(1), np.float32)
                     batch = replace(batch, movie_vectors=moved)
+                store.flush(name)  # since an earlier batch may hold the same point
                 store.upsert(name, batch)
                 content.update(content_of([batch]))
         store.flush(name)

@@ -548,10 +548,12 @@ class Hands(RuleBasedStateMachine):
     def gc(self, alias: str, keep: int, dry: bool, unfinished: bool) -> None:
         world = self.world
         ours = [name for name in world.held if name.startswith(collection_name(alias, ""))]
-        ours.sort(key=lambda name: (world.store.metadata(name).created_at, name), reverse=True)
+        begun = {name: world.store.metadata(name).created_at for name in ours}
+        told = {name for name in ours if begun[name].startswith("20")}  # the others are kept for ever
+        ours.sort(key=lambda name: (name in told, begun[name], name), reverse=True)
         newest = [name for name in ours if world.held[name].sealed][:keep]
         free = [n for n in ours if n not in world.aliases.values() and not world.held[n].pinned]
-        wanted = {n for n in free if (n not in newest if world.held[n].sealed else unfinished)}
+        wanted = {n for n in free if (n in told and n not in newest if world.held[n].sealed else unfinished)}
         report = world.must(
             lambda: gc(world.store, alias=alias, keep=keep, dry_run=dry, unfinished=unfinished)
         )

@@ -452,7 +452,7 @@ class Store(ABC):
         """
         flips = self.promotions(alias)
         if not flips:
-            known = ", ".join(self.aliases()) or "none yet"
+            known = ", ".join(a if a.isprintable() else repr(a) for a in self.aliases()) or "none yet"
             raise NotFoundError(
                 f"alias {alias!r} is not in the store (aliases: {known}); fill it with `embedstore sync`"
             )

@@ -941,11 +941,12 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     Raises OSError for what is neither: a link, a pipe.
     """
     for base, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            mode = os.lstat(Path(base, name)).st_mode
-            if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-                raise OSError(errno.ELOOP, "a link, or no regular file", str(Path(base, name)))
         folders[:] = [name for name in folders if not name.startswith(_EDGE_UNFINISHED)]
+        for name in (*folders, *names):
+            with suppress(FileNotFoundError):  # what another reader wrote for a moment
+                mode = os.lstat(Path(base, name)).st_mode
+                if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+                    raise OSError(errno.ELOOP, "a link, or no regular file", str(Path(base, name)))
         yield base, names
 
 

@@ -91,6 +91,7 @@ _IN_FLIGHT = 2
 _READY_SECONDS = 3600.0
 _SETTLE_SECONDS = 30.0  # for the nodes of a cluster to agree
 _SETTLING = (0.0, *[0.02] * 50)  # looks, until it is written again
+_PARTING_SECONDS = 3.0  # for a writer to say that it ends
 _LOST_SECONDS = 3.0  # until a collection that cannot be read is taken for lost
 _PEER_SECONDS = 5  # for one of them to answer another
 _BATCH_QUERIES = 64
@@ -501,13 +502,14 @@ class ServerStore(Store):
                 yield check
             except BaseException:
                 ended.set()
-                with suppress(StoreError, NotFoundError):  # the next one need not wait
+                # The next one need not wait; nor does this one, where the server is why it ends.
+                with suppress(StoreError, NotFoundError), self._rest.tried_for(_PARTING_SECONDS):
                     if self._fresh(name).writer == self._name:
                         self._patch(name, {"writer": None})
                 raise
             finally:
                 ended.set()
-                thread.join()
+                thread.join(_PARTING_SECONDS)
 
     def _await_silence(self, name: str) -> None:
         """Return when nobody else builds a collection, or whoever does gives no sign of life.

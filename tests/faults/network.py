@@ -266,14 +266,14 @@ def broken_requests(folder: Path, size: int) -> list[Count]:
 
 
 def silent_server(folder: Path, size: int) -> list[Count]:
-    """A server that accepts requests and answers none, from the first of a command on, and from the third:
+    """A server that accepts requests and answers none, from the first, third or 15th of a command on:
     `size` of the commands query, promote, rollback, verify, gc and sync. Each has to give up in a sentence
     within a minute, sync within five, and to end well afterwards.
     """
     with _bench(folder, 2 * LONGEST_SYNC) as bench:
         tally = Tally("no answer any more, REST", "server")
         for command in sorted(bench.commands, key=lambda command: command.name == "sync")[:size]:
-            for position in (1, 3):
+            for position in (1, 3, 15):
                 bench.try_it(
                     tally,
                     command,

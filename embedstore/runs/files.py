@@ -80,7 +80,7 @@ def parse_json(text: bytes) -> Any:
     if text.count(b",") + text.count(b"[") + text.count(b"{") > _MOST_VALUES:
         raise ValueError(f"more than {_MOST_VALUES:,} values")
     try:
-        content = json.loads(text, parse_constant=lambda _: None)
+        content = json.loads(text.decode(), parse_constant=lambda _: None)
     except RecursionError:
         raise ValueError("too many levels") from None
     level = [content]

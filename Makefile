@@ -10,12 +10,12 @@ BIN    := $(abspath $(VENV))/bin
 STAMP  := $(VENV)/.stamp
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help venv demo test check unit slow bench bench-server quality faults docs dist clean
+.PHONY: help venv demo test check unit slow audit bench bench-server quality faults docs dist clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
-	@echo "also: venv, check (no tests), unit (only tests), slow, bench, bench-server, quality, faults, docs, dist, clean"
+	@echo "also: venv, check (no tests), unit (only tests), slow, audit, bench, bench-server, quality, faults, docs, dist, clean"
 
 venv: $(STAMP)
 
@@ -62,6 +62,15 @@ quality: $(STAMP)
 # Breaks things on purpose, thousands of times; QDRANT_BIN names the program of a server.
 faults: $(STAMP)
 	$(BIN)/python -m tests.faults --output docs/faults.md
+
+# Licences, a bill of materials and known vulnerabilities of all that is in $(VENV): docs/security.md.
+audit: $(STAMP) build/audit/bin/pip-audit
+	$(BIN)/python docs/audit.py build/audit/bin build
+
+build/audit/bin/pip-audit: constraints.txt
+	$(PYTHON) -m venv --clear build/audit
+	build/audit/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt cyclonedx-bom pip-audit
+	@touch $@
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py

@@ -13,14 +13,13 @@ from embedstore.cli.query import skipping, users_file_options
 from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
 
 if TYPE_CHECKING:
+    from embedstore.evaluation.canary import LiveComparison, MovieChange, Share
     from embedstore.query.recommend import Person
-    from embedstore.sync import LiveComparison
-    from embedstore.sync.canary import MovieChange, Share
 
 __all__ = ["compare_live"]
 
 _GENRES = 8  # shown, those that change most
-_SAMPLE = 500  # as sync.canary.SAMPLE, which is not imported for a help text
+_SAMPLE = 500  # as evaluation.canary.SAMPLE, which is not imported for a help text
 
 
 @click.command()
@@ -57,9 +56,9 @@ def compare_live(
     `sync --no-promote` has made one, else by its own vectors. Nothing is written; to hold the alias back,
     `sync --gate 'overlap@10>=0.3'`.
     """
+    from embedstore.evaluation.canary import compare_live as compare
     from embedstore.query.people import read_people
     from embedstore.query.resolve import resolve
-    from embedstore.sync import compare_live as compare
 
     with open_store_at(store_location) as store:
         candidate = resolve(store, runs_dir, run, alias=alias, restored=say)[0]

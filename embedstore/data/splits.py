@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from embedstore.data.features import Bags, Rows
 
 __all__ = [
+    "SPLIT",
     "HeldOut",
     "LeftOut",
     "UserSplit",
@@ -29,6 +30,8 @@ __all__ = [
     "split_users",
 ]
 
+# The settings of a run that say so: two runs that agree in them were measured on the same users.
+SPLIT: Final = ("target", "split_seed", "validation_share", "test_share")
 HIDDEN_SHARE = 0.2
 SESSION_GAP = 86_400  # seconds; a longer pause begins a new session
 

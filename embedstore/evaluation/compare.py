@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from embedstore.data.dataset import Dataset
 from embedstore.data.features import MovieId
+from embedstore.data.splits import SPLIT
 from embedstore.errors import UsageError
 from embedstore.evaluation.baselines import Scorer
 from embedstore.evaluation.bootstrap import Interval, intervals
@@ -20,7 +21,6 @@ from embedstore.evaluation.protocols import Question, question
 from embedstore.evaluation.report import evaluate_models, numbers
 from embedstore.evaluation.scoring import data_of, model_of, movies_of, retrained, scorer_of
 from embedstore.runs.run import Run
-from embedstore.training.config import SPLIT
 
 __all__ = ["Change", "Comparison", "Group", "UserChange", "compare_runs", "compare_scorers"]
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from embedstore.data.dataset import Dataset
 from embedstore.data.features import Bags, Rows, Vocabulary
+from embedstore.data.splits import SPLIT
 from embedstore.errors import RunError, UsageError
 from embedstore.evaluation.baselines import Batch, Scorer
 from embedstore.evaluation.protocols import Question
@@ -20,7 +21,7 @@ from embedstore.runs.debias import norms_of, scale_of
 from embedstore.runs.run import Run
 from embedstore.runs.tower import UserTower
 from embedstore.stores.base import Store
-from embedstore.training.config import SPLIT, TrainConfig
+from embedstore.training.config import TrainConfig
 from embedstore.training.prepared import Prepared, prepare
 
 __all__ = [

@@ -38,7 +38,7 @@ def resolve(
     process alone where that cannot be written or the collection is debiased.
 
     Raises NotFoundError where there is no such alias, promotion or run, else what find_run and
-    sync.restore.rebuild raise.
+    stores.restore.rebuild raise.
     """
     asked = LIVE.fullmatch(reference or "")
     if reference is None or asked:
@@ -60,7 +60,7 @@ def resolve(
 
 
 def _restored(store: Store, name: str, runs_dir: Path, say: Say | None) -> Run:
-    from embedstore.sync.restore import bring, rebuild, rebuilt
+    from embedstore.stores.restore import bring, rebuild, rebuilt
 
     metadata = store.metadata(name)
     lacking = f"run {metadata.run_id} is not in {runs_dir}"

@@ -34,6 +34,7 @@ __all__ = [
     "Hit",
     "Note",
     "Peer",
+    "Progress",
     "Promotion",
     "Query",
     "Replica",
@@ -44,6 +45,7 @@ __all__ = [
     "who",
 ]
 
+Progress = Callable[[str, int, int], None]  # (what is being done, points done, points in all)
 YearOperator = Literal["=", "<", "<=", ">", ">="]
 Vector = npt.NDArray[np.float32]
 

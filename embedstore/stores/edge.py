@@ -78,7 +78,7 @@ _CHECKED = "checked.json"
 _RECORD_FIELDS = ("schema", "metadata", "generation", "files", "edge_config")
 _ALIAS_FIELDS = ("schema", "collection", "promotions")
 _SYNC_AGAIN = "run `embedstore sync` with its run again"
-_PROMOTE_AGAIN = "delete it and promote a run again"
+_PROMOTE_AGAIN = "promote a run again"
 _EDGE_CONFIG = "edge_config.json"
 _SEGMENT = "segment.json"
 _EDGE_UNFINISHED = ".atomicwrite"
@@ -573,9 +573,10 @@ class EdgeStore(Store):
                 f"no collection {name!r} in store {self.path}; list them with `embedstore status`"
             ) from None
         except OSError as error:
-            raise StoreError(
-                f"{path} cannot be read: {error.strerror}; mend that, or {_SYNC_AGAIN}"
-            ) from error
+            problem = f"{path} cannot be read: {error.strerror}"
+            if error.errno in _IN_THE_WAY:
+                raise StoreDamagedError(f"{problem}; {_SYNC_AGAIN}") from error
+            raise StoreError(f"{problem}; look at its permissions and its disk") from error
         try:
             record = _Record(
                 metadata=Metadata.from_dict(content["metadata"], name=name),
@@ -671,20 +672,22 @@ class EdgeStore(Store):
         config = folder / _EDGE_CONFIG
         with ExitStack() as copy:
             read_only = not os.access(folder, os.W_OK) or (config.exists() and not os.access(config, os.W_OK))
-            if read_only or shutil.disk_usage(folder).free < _ROOM_TO_OPEN:
+            full = not read_only and shutil.disk_usage(folder).free < _ROOM_TO_OPEN
+            if read_only or full:
                 home = _home_of_scratch()
                 with _disk(home):
                     scratch = copy.enter_context(scratch_folder(home))
-                    if read_only:
+                    if full:
+                        _link_tree(folder, scratch / record.generation)
+                    else:
                         needed = _allocated(folder) + _expected_bytes(0, record.metadata.spec, home)
                         _require_room(home, needed)
                         _copy_tree(folder, scratch / record.generation)
-                    else:
-                        _link_tree(folder, scratch / record.generation)
                 folder = scratch / record.generation
             if changed is not None:
-                _try_to_load(name, folder, record)
-            return _Reading(record.generation, _load_shard(folder, record), changed is None, copy.pop_all())
+                _try_to_load(name, folder, record, linked=full)
+            shard = _load_shard(folder, record, linked=full)
+            return _Reading(record.generation, shard, changed is None, copy.pop_all())
 
     def _check_sizes(self, name: str, record: _Record) -> None:
         """Raise StoreError where a file is missing or too short: opening it could end the process."""
@@ -832,22 +835,23 @@ def _create_shard(folder: Path, spec: CollectionSpec) -> edge.EdgeShard:
     return shard
 
 
-def _load_shard(folder: Path, record: _Record) -> edge.EdgeShard:
-    _mend_config(folder, record)
+def _load_shard(folder: Path, record: _Record, *, linked: bool = False) -> edge.EdgeShard:
+    _mend_config(folder, record, linked=linked)
     with _engine(f"{folder} cannot be opened"):
         return edge.EdgeShard.load(str(folder))
 
 
-def _mend_config(folder: Path, record: _Record) -> None:
+def _mend_config(folder: Path, record: _Record, *, linked: bool = False) -> None:
     """Put back the configuration of a sealed shard: with another, Edge may misread it, or take a WAL.
 
     Raises StoreError where there is none that fits, and for a link in folder, which Edge would follow.
+    linked: the links are those of _link_tree.
     """
     if not folder.is_dir():
         return
     found: Any = None
     with _disk(folder):
-        for _ in _walk(folder):
+        for _ in () if linked else _walk(folder):
             pass
         with suppress(StoreError, OSError):
             found = _read_json(folder, _EDGE_CONFIG, "")
@@ -867,12 +871,12 @@ def _is_config(content: Any, spec: CollectionSpec) -> bool:
         return False
 
 
-def _try_to_load(name: str, folder: Path, record: _Record) -> None:
+def _try_to_load(name: str, folder: Path, record: _Record, *, linked: bool = False) -> None:
     """Load and read a doubtful shard in another process, where damage may hang or end it.
 
     Raises StoreError where that does not succeed in good time.
     """
-    _mend_config(folder, record)
+    _mend_config(folder, record, linked=linked)
     count = record.metadata.count
     code = (
         "import sys, qdrant_edge as q; s = q.EdgeShard.load(sys.argv[1])\n"
@@ -1014,6 +1018,8 @@ def _copy_tree(source: Path, target: Path) -> None:
 
 def _link_tree(source: Path, target: Path) -> None:
     """Make a shard of the large files of another: links to its folders, copies of what Edge replaces."""
+    for _ in _walk(source):  # has no link of other hands
+        pass
     target.mkdir(parents=True)
     for path in source.iterdir():
         if path.is_file():

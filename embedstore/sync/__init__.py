@@ -1,6 +1,6 @@
 """From a run to a live collection: plan it, sync it, verify it, and move the alias last."""
 
-from embedstore.sync.canary import LiveComparison, compare_live
+from embedstore.stores.base import Progress
 from embedstore.sync.copy import copy
 from embedstore.sync.gates import Gate, GateResult, check_gates, parse_gate
 from embedstore.sync.lifecycle import (
@@ -15,14 +15,13 @@ from embedstore.sync.lifecycle import (
 )
 from embedstore.sync.plan import Plan, plan
 from embedstore.sync.restore import RestoreReport, find_collection, restore
-from embedstore.sync.upsert import Progress, SyncReport, sync
+from embedstore.sync.upsert import SyncReport, sync
 from embedstore.sync.verify import VerifyReport, verify
 
 __all__ = [
     "Gate",
     "GateResult",
     "GcReport",
-    "LiveComparison",
     "Plan",
     "Progress",
     "RestoreReport",
@@ -30,7 +29,6 @@ __all__ = [
     "SyncReport",
     "VerifyReport",
     "check_gates",
-    "compare_live",
     "copy",
     "find_collection",
     "gc",

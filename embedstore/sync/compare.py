@@ -11,12 +11,10 @@ import numpy.typing as npt
 
 from embedstore.data.features import Rows
 from embedstore.runs.run import Run
-from embedstore.stores.base import Store
+from embedstore.stores.base import Progress, Store
 from embedstore.stores.contract import INDEXES, PointBatch, PointId, point_id, points_at
 
-__all__ = ["Difference", "Progress", "compare", "everything"]
-
-Progress = Callable[[str, int, int], None]  # (what is being done, points done, points in all)
+__all__ = ["Difference", "compare", "everything"]
 
 _REASONS_KEPT = 20
 _IDS = 1 << 14  # made into keys at a time

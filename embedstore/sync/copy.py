@@ -10,10 +10,10 @@ from embedstore.errors import NotFoundError, RunError, UsageError, VerificationE
 from embedstore.runs.registry import find_run
 from embedstore.runs.run import Run
 from embedstore.runs.scratch import scratch_folder
-from embedstore.stores.base import Store
+from embedstore.stores.base import Progress, Store
 from embedstore.stores.contract import Metadata
-from embedstore.sync.compare import Progress
-from embedstore.sync.restore import find_collection, rebuild
+from embedstore.stores.restore import rebuild
+from embedstore.sync.restore import find_collection
 from embedstore.sync.upsert import SyncReport, sync
 
 __all__ = ["copy"]

@@ -20,12 +20,11 @@ from typing import Literal
 from embedstore.errors import EmbedstoreError, NotFoundError, RunError, StoreError
 from embedstore.runs.registry import RunSummary, find_run, list_runs
 from embedstore.runs.run import Run
-from embedstore.stores.base import Replica, Store
+from embedstore.stores.base import Progress, Replica, Store
 from embedstore.stores.contract import STALE_SECONDS, Metadata, collection_name
 from embedstore.stores.edge import EdgeStore
 from embedstore.stores.rest import ForbiddenError, UnknownKeyError
 from embedstore.stores.server import ServerStore
-from embedstore.sync.compare import Progress
 from embedstore.sync.verify import verify
 
 __all__ = ["Finding", "Level", "doctor"]

@@ -2,7 +2,7 @@
 
 A metric is named as in a run's metrics.json, a part of a part with a dot (ease.ndcg@100), or as in its
 evaluation, with the protocol before a colon (next-session:ndcg@10). serving: may be left out, since
-metrics.json is of that protocol. overlap@K is how much of their lists users keep, see embedstore.sync.canary.
+metrics.json is of that protocol. overlap@K is how much of their lists users keep, see evaluation.canary.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from embedstore.data.splits import SPLIT
 from embedstore.errors import EmbedstoreError, NotFoundError, RunError, StoreUnreachableError, UsageError
 from embedstore.runs.evaluation import read_evaluation
 from embedstore.runs.registry import find_run
@@ -110,8 +111,6 @@ def measures_of(run: Run) -> Measures:
     measured_on is equal for two runs where the same held-out users were asked: it names the data set, the
     order of its ties and the split.
     """
-    from embedstore.training.config import SPLIT
-
     manifest, found = run.manifest, dict[str, float]()
     evaluation: Mapping[str, Mapping[str, Any]] = {}
     with suppress(RunError):
@@ -175,7 +174,7 @@ def _judge(gate: Gate, run: Run, store: Store | None, alias: str, runs_dir: Path
 
 
 def _judge_overlap(gate: Gate, run: Run, store: Store | None, alias: str, runs_dir: Path) -> GateResult:
-    from embedstore.sync.canary import compare_live
+    from embedstore.evaluation.canary import compare_live
 
     if store is None or alias not in store.aliases():
         text = f"alias {alias!r} names nothing yet to compare lists with"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from embedstore.errors import StoreError
 from embedstore.runs.run import Run
-from embedstore.stores.base import Store
+from embedstore.stores.base import Progress, Store
 from embedstore.stores.contract import collection_name, valid_alias
-from embedstore.sync.compare import Progress, compare
+from embedstore.sync.compare import compare
 from embedstore.sync.gates import Gate, GateResult, check_gates
 from embedstore.sync.upsert import existing, refuse_clash, validate_run
 from embedstore.sync.verify import wrong_metadata

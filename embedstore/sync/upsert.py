@@ -16,7 +16,8 @@ import numpy as np
 from embedstore.errors import NotFoundError, RunError, StoreDamagedError, StoreError, VerificationError
 from embedstore.runs.private import private
 from embedstore.runs.run import Run
-from embedstore.stores.base import Note, Store, moment_after
+from embedstore.runs.scratch import remove_abandoned
+from embedstore.stores.base import Note, Progress, Store, moment_after
 from embedstore.stores.contract import (
     ANY_SPREAD,
     EXACT,
@@ -28,11 +29,11 @@ from embedstore.stores.contract import (
     points_at,
     valid_alias,
 )
-from embedstore.sync.compare import Difference, Progress, compare, everything
+from embedstore.sync.compare import Difference, compare, everything
 from embedstore.sync.gates import Gate, GateResult, check_gates, measures_of
 from embedstore.sync.verify import check, check_recall, good, measure_recall, told_of, wrong_metadata
 
-__all__ = ["Progress", "SyncReport", "existing", "refuse_clash", "sync", "validate_run"]
+__all__ = ["SyncReport", "existing", "refuse_clash", "sync", "validate_run"]
 
 _BATCH = 1000
 _BLOCK = 1 << 14  # rows checked at a time
@@ -108,6 +109,7 @@ def sync(
             store.set_metadata(name, before)
         if before is not None and before.state == "sealed" and store.intact(name):
             state, difference, recall = "unchanged", None, before.recall
+            remove_abandoned(run.path.parent)  # by a sync that was killed between its seal and its end
         else:
             state, difference, recall = _build(run, store, name, before, spread, progress)
         if wrong and state == "unchanged":

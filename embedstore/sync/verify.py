@@ -13,9 +13,9 @@ import numpy.typing as npt
 from embedstore.data.features import Rows
 from embedstore.errors import RunError, StoreError, StoreUnreachableError, VerificationError
 from embedstore.runs.run import Run
-from embedstore.stores.base import Filters, Store
+from embedstore.stores.base import Filters, Progress, Store
 from embedstore.stores.contract import Metadata
-from embedstore.sync.compare import Progress, compare
+from embedstore.sync.compare import compare
 
 __all__ = [
     "VerifyReport",

@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.data.features import Bags
+from embedstore.data.splits import SPLIT
 from embedstore.errors import UsageError
 from embedstore.evaluation.serving import evaluate, vector_scorer
 from embedstore.runs.run import Run
 from embedstore.runs.tower import AdditiveTower
-from embedstore.training.config import PRESETS, SPLIT, TrainConfig
+from embedstore.training.config import PRESETS, TrainConfig
 from embedstore.training.linear import pooled_tower
 from embedstore.training.prepared import Fitted, Prepared, Progress
 

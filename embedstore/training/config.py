@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, cast
 
 from embedstore.errors import UsageError
 
-__all__ = ["PRESETS", "SPLIT", "FieldInfo", "TrainConfig", "assigned", "field_infos", "show_value"]
+__all__ = ["PRESETS", "FieldInfo", "TrainConfig", "assigned", "field_infos", "show_value"]
 
 Preset = Literal["softmax", "linear", "blend", "colab"]
 
@@ -26,8 +26,6 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
 
 ALL = tuple(PRESETS)
 BY_STEPS: Final = ("softmax", "colab")  # trained with TensorFlow
-# What says who is held out, and of whom what: two runs that agree in it were measured alike.
-SPLIT: Final = ("target", "split_seed", "validation_share", "test_share")
 
 
 def _setting(

@@ -144,7 +144,7 @@ def test_titles_cannot_take_over_the_terminal(capsys: Capture, tmp_path: Path) -
 
 def test_the_sample_of_the_help_is_that_of_the_library() -> None:
     from embedstore.cli.canary import compare_live
-    from embedstore.sync.canary import SAMPLE
+    from embedstore.evaluation.canary import SAMPLE
 
     (option,) = (parameter for parameter in compare_live.params if parameter.name == "sample")
     assert option.default == SAMPLE

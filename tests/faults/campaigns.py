@@ -27,7 +27,7 @@ CAMPAIGNS: list[Campaign] = [
     Campaign("kills of the server", server_kills.of_the_server, full=60, normal=6, server=True),
     Campaign("flips under readers of a folder", flips.flips_of_a_folder, full=200, normal=20),
     Campaign("flips under readers of a server", flips.flips_on_a_server, full=200, normal=20, server=True),
-    Campaign("foreign hands", foreign.single_acts, full=1000, normal=6),
+    Campaign("foreign hands", foreign.single_acts, full=1000, normal=2),
     Campaign("foreign hands on a server", foreign.single_acts_on_a_server, full=1000, normal=6, server=True),
     Campaign("foreign hands in any order", foreign.any_order, full=100, normal=2),
     Campaign(

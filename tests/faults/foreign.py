@@ -402,12 +402,14 @@ class Hands(RuleBasedStateMachine):
         run = self.world.runs[data.draw(st.integers(0, len(self.world.runs) - 1))]
         return alias, collection_name(alias, run.reference), run
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        """Serve one run, and let foreign hands at it."""
         run = self.world.runs[0]
         name = self.world.must(lambda: sync(run, self.world.store)).collection
         self.world.held[name] = Held(run, True, content_of([points(run)]))
         self.world.flipped("movies", name)
+        self.foreign(data)
 
     @precondition(_calm)
     @rule(data=st.data(), promote=st.booleans())
@@ -454,6 +456,10 @@ class Hands(RuleBasedStateMachine):
                 assert content_of(store.scroll(name)) == content
                 if not seal:
                     raise _LeftError
+                if not store.in_place:  # a sealed folder is taken for its run until its files change
+                    store.delete(name, list(content))
+                    store.upsert(name, points(run))
+                    content = content_of([points(run)])
                 world.must(lambda: store.seal(name, metadata))
         pinned = held is not None and held.pinned and start != "create"
         if seal:
@@ -571,14 +577,17 @@ class Hands(RuleBasedStateMachine):
         if all(held.whole for held in world.held.values()):
             assert "problem" not in levels
 
-    @precondition(_calm)
-    @rule(data=st.data())
     def foreign(self, data: st.DataObject) -> None:
         """Let foreign hands act on one collection that is served, and embedstore mend it."""
         served = sorted(set(self.world.aliases.values()) & self.world.held.keys())
         if served:
             self._foreign(data, data.draw(st.sampled_from(served)))
             self.settle()
+
+    @precondition(_calm)
+    @rule(data=st.data())
+    def foreign_hands(self, data: st.DataObject) -> None:
+        self.foreign(data)
 
     @rule(data=st.data())
     def foreign_upon_foreign(self, data: st.DataObject) -> None:

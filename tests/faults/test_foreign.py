@@ -11,11 +11,11 @@ from tests.faults.report import check
 
 
 def test_acts_of_foreign_hands_on_a_folder(tmp_path: Path) -> None:
-    check(foreign.single_acts(tmp_path, 6))
+    check(foreign.single_acts(tmp_path, 2))
 
 
 def test_acts_of_foreign_hands_in_local_mode(tmp_path: Path) -> None:
-    check(foreign.each_act("local", tmp_path, 25))
+    check(foreign.each_act("local", tmp_path, 8))
 
 
 @pytest.mark.server
@@ -23,9 +23,9 @@ def test_acts_of_foreign_hands_on_a_server(tmp_path: Path) -> None:
     check(foreign.single_acts_on_a_server(tmp_path, 6))
 
 
-@pytest.mark.parametrize(("way", "runs"), [("edge", 2), ("local", 5)])
+@pytest.mark.parametrize(("way", "runs"), [("edge", 2), ("local", 4)])
 def test_foreign_hands_in_any_order(tmp_path: Path, way: str, runs: int) -> None:
-    check(foreign.drawn(way, tmp_path, runs, steps=10))
+    check(foreign.drawn(way, tmp_path, runs, steps=8))
 
 
 @pytest.mark.server

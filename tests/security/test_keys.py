@@ -18,6 +18,7 @@ from embedstore.stores.bulk import GrpcBulk
 from embedstore.stores.connection import Connection, Endpoint, Secret, endpoints_of
 from embedstore.stores.rest import RestClient
 from embedstore.stores.server import ServerStore
+from tests.builders import tiny_run
 from tests.keys import KEY, MARK
 from tests.scripted import QDRANT, GrpcServer, HttpServer, answer, everything_about, refuse
 from tests.server import LocalMode
@@ -117,3 +118,17 @@ def test_a_program_that_we_start_does_not_know_our_keys(monkeypatch: pytest.Monk
     said = run_program([sys.executable, "-c", "import os; print(*map('='.join, os.environ.items()))"]).stdout
     assert "LIKE_ANY_OTHER=x" in said
     assert MARK not in said
+
+
+def test_the_health_file_of_watch_does_not_hold_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMBEDSTORE_QDRANT_API_KEY", KEY)
+    tiny_run(tmp_path)
+    with HttpServer(QDRANT, answer(400, {"status": {"error": f"api-key: {KEY}"}})) as server:
+        options = ["--store", server.url, "--grpc-port", "0", "--health-file", "health.json"]
+        assert run(["watch", "--once", *options]) > 0
+    health = (tmp_path / "health.json").read_text()
+    assert "***" in health
+    assert MARK not in health

@@ -145,6 +145,21 @@ def test_a_folder_in_place_of_a_file_is_named_with_what_to_do(folder: Path, run:
         assert sync(run, store).state == "unchanged"
 
 
+@pytest.mark.parametrize("what", ["folder", "link", "link to itself"])
+def test_another_thing_in_place_of_a_record_is_named_and_mended(folder: Path, run: Run, what: str) -> None:
+    path = shard_of(folder).parent / "collection.json"
+    path.rename(folder / "record.json")
+    if what == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(folder / "record.json" if what == "link" else path)
+    with open_store(folder) as store:
+        with pytest.raises((VerificationError, StoreError, NotFoundError)):
+            verify(store, "movies", run)
+        assert sync(run, store).state == "created"
+        assert verify(store, "movies", run).count == 40
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"metadata": 3, "generation": "g", "files": {}}'])
 def test_a_damaged_record_is_reported(folder: Path, content: str) -> None:
     shard_of(folder).parent.joinpath("collection.json").write_text(content)

@@ -13,14 +13,14 @@ import pytest
 from embedstore.data.dataset import Dataset, Movie, RatingColumns
 from embedstore.data.features import MovieId
 from embedstore.errors import NotFoundError, UsageError
+from embedstore.evaluation.canary import MovieChange, RankShift, Share, compare_live
 from embedstore.query.recommend import Person, recommend
 from embedstore.runs.debias import debiased
 from embedstore.runs.run import Run
 from embedstore.runs.tower import AdditiveTower
 from embedstore.runs.writer import write_run
 from embedstore.stores.base import Store
-from embedstore.sync import compare_live, restore, sync
-from embedstore.sync.canary import MovieChange, RankShift, Share
+from embedstore.sync import restore, sync
 from tests.backends import BACKENDS, EVERY_BACKEND
 from tests.builders import tiny_dataset, tiny_run
 

@@ -13,13 +13,14 @@ import numpy.typing as npt
 
 from embedstore.data.features import Bags, MovieId, Rows, Vocabulary
 from embedstore.errors import NotFoundError, UsageError
+from embedstore.evaluation.serving import rank_unknown
 from embedstore.query.recommend import Person, embed_batch, recommend_batch
 from embedstore.query.resolve import resolve
 from embedstore.runs.run import Run
 from embedstore.runs.writer import ids_of
 from embedstore.stores.base import Store
 from embedstore.stores.contract import collection_name
-from embedstore.sync.restore import rebuilt
+from embedstore.stores.restore import rebuilt
 
 __all__ = ["SAMPLE", "LiveComparison", "MovieChange", "RankShift", "Share", "compare_live"]
 
@@ -220,8 +221,6 @@ def _by_store(run: Run, store: Store, collection: str, k: int) -> Ask:
 
 def _by_vectors(run: Run, k: int) -> Ask:
     """Return what ranks all movies of run by its vectors, as a collection would."""
-    from embedstore.evaluation.serving import rank_unknown
-
     step = max(1, _SCORES // len(run.movies))
 
     def ask(histories: Sequence[History]) -> list[History]:

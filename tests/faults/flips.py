@@ -46,7 +46,6 @@ __all__ = [
 HISTORY = (1, 5, 9)
 K = 10
 _READY_SECONDS = 60.0
-_DAMAGED = "chunk_0.mmap does not have the sha256 that was sealed; repair it with `embedstore sync`"
 _KEPT = 5  # reproductions of each kind
 RUN_IDS = ("20260101t000000-0001", "20260101t000000-0002")
 
@@ -109,14 +108,10 @@ Ask = Callable[[], Reading]
 
 @dataclass
 class Findings:
-    """What a reader found: answers by run, errors, and answers that are not one run's alone.
-
-    refused: how often the store was not opened, since it was just damaged.
-    """
+    """What a reader found: answers by run, errors, and answers that are not one run's alone."""
 
     kind: str
     answers: Counter[str] = field(default_factory=Counter)
-    refused: int = 0
     errors: list[str] = field(default_factory=list)
     mixed: list[str] = field(default_factory=list)
 
@@ -257,10 +252,7 @@ def _read(kind: str, place: Place, pause: float, ready: Any, stop: Any, results:
             try:
                 reading = ask()
             except (EmbedstoreError, httpx.HTTPError, ValueError, KeyError) as error:
-                if _DAMAGED in str(error):
-                    found.refused += 1
-                else:
-                    found.errors.append(f"{kind}: {type(error).__name__}: {error}")
+                found.errors.append(f"{kind}: {type(error).__name__}: {error}")
                 time.sleep(0.05)
             else:
                 found.note(reading, place.truths[reading.run_id])
@@ -312,8 +304,7 @@ def flips_of_a_folder(folder: Path, size: int) -> list[Count]:
     again for the next; after every tenth a foreign file lies in the live one, and sync mends it.
 
     Every answer must be, movie by movie and score by score, what the plain formula makes of one of the two
-    runs, the one that it names; or whoever opens the store while it is damaged is told that it is. Any
-    other error is counted as lost.
+    runs, the one that it names. An error is counted as lost.
     """
     runs = two_runs(folder)
     place = Place(runs[0].path.parent, str(folder / "store"))
@@ -367,7 +358,6 @@ def _disturb(folder: Path, run: Run) -> None:
 def count_of(found: Findings, during: str, store: StoreKind, started: float) -> Count:
     """Return what a reader found as a count, of answers."""
     outcomes = {f"answered by {run_id}": n for run_id, n in sorted(found.answers.items())}
-    outcomes |= {"refused as damaged": found.refused} if found.refused else {}
     outcomes |= {"error": len(found.errors)} if found.errors else {}
     return Count(
         f"{during}, as read by {found.kind}",

@@ -26,7 +26,6 @@ __all__ = [
 ]
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
-_NO_OTHER = "there is no other collection to return to"
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,11 @@ def rollback(store: Store, back: int = 1, *, alias: str = "movies", note: Note |
         live = past[0] if past else store.live(alias).collection
         if problem := _no_way_back(store, past, live, back):
             ways = [n for n in range(1, len(past)) if _no_way_back(store, past, live, n) is None]
-            nearest = min(ways, key=lambda n: abs(n - back), default=0)
-            advice = f"`embedstore rollback {nearest} --alias {alias}` returns to {past[nearest]!r}"
-            raise NotFoundError(f"alias {alias!r} {problem}; {advice if ways else _NO_OTHER}")
+            advice = "there is no other collection to return to"
+            if ways:
+                nearest = min(ways, key=lambda n: abs(n - back))
+                advice = f"`embedstore rollback {nearest} --alias {alias}` returns to {past[nearest]!r}"
+            raise NotFoundError(f"alias {alias!r} {problem}; {advice}")
         note = note or Note()
         store.promote(alias, past[back], replace(note, why=note.why or f"rollback {back}"))
         return replace(store.live(alias), previous=live)

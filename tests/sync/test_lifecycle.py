@@ -129,6 +129,16 @@ def test_rollback_names_the_nearest_that_works(store: Store) -> None:
     assert store.live("movies").collection == NAMES[0]
 
 
+def test_who_sees_no_list_of_aliases_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServerStore, "aliases", lambda self: {})  # as a token for one alias
+    shared = LocalMode()
+    with ServerStore("http://local-mode:6333", Connection(grpc_port=0), transport=shared) as store:
+        collections(store, 1)
+        promote_run(store, IDS[0])
+        with pytest.raises(NotFoundError, match="promoted 0 times.* no other collection to return to"):
+            rollback(store)
+
+
 def test_gc_takes_what_is_old_unpinned_and_named_by_no_alias(store: Store) -> None:
     collections(store, 5)
     store.promote("films", NAMES[0])

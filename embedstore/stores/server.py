@@ -335,7 +335,9 @@ class ServerStore(Store):
         flips: list[Promotion] = []
         with suppress(StoreError, NotFoundError):  # the history never stands in the way of a flip
             flips = self.promotions(alias)
-            if previous == name and not flips[-1].at:  # whoever flipped it was killed before he noted it
+            if (
+                flips and previous == name and not flips[-1].at
+            ):  # whoever flipped it was killed before he noted it
                 self._note(alias, name, flips[-2].collection if flips[1:] else None, note, flips)
         if previous == name:
             return False

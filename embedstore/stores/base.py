@@ -93,9 +93,8 @@ class Hit:
             raise StoreError(
                 f"point {key} of collection {name!r} has no movie_id; repair it with `embedstore sync`"
             )
-        if score is None or not math.isfinite(
-            score
-        ):  # engines take NaN from anybody; JSON has no word for it
+        # Engines take NaN from anybody; JSON has no word for it.
+        if score is None or not math.isfinite(score):
             raise StoreError(
                 f"point {key} of collection {name!r} holds NaN or infinity; repair it with `embedstore sync`"
             )

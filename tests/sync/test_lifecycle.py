@@ -135,7 +135,7 @@ def test_who_sees_no_list_of_aliases_is_refused_in_a_sentence(monkeypatch: pytes
     with ServerStore("http://local-mode:6333", Connection(grpc_port=0), transport=shared) as store:
         collections(store, 1)
         promote_run(store, IDS[0])
-        with pytest.raises(NotFoundError, match="promoted 0 times.* no other collection to return to"):
+        with pytest.raises(NotFoundError, match=r"promoted 0 times.* no other collection to return to"):
             rollback(store)
 
 

@@ -126,7 +126,8 @@ def moment_after(last: str | None) -> str:
     """Return now, but later than last: clocks go back and differ by machine, the order of flips does not."""
     moment = datetime.now(UTC)
     with suppress(ValueError, TypeError, OverflowError):
-        moment = max(moment, datetime.fromisoformat(last or "") + timedelta(microseconds=1))
+        after = datetime.fromisoformat(last or "") + timedelta(microseconds=1)
+        moment = max(moment, after).astimezone(UTC)
     return moment.isoformat(timespec="microseconds")
 
 

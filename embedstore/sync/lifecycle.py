@@ -11,7 +11,7 @@ from typing import Any
 from embedstore.errors import EmbedstoreError, NotFoundError, StoreError, StoreUnreachableError, UsageError
 from embedstore.runs.debias import split_reference
 from embedstore.stores.base import Note, Promotion, Replica, Store
-from embedstore.stores.contract import Metadata, collection_name, now, valid_alias
+from embedstore.stores.contract import Metadata, collection_name, moment_of, now, valid_alias
 
 __all__ = [
     "GcReport",
@@ -263,11 +263,7 @@ def _pin_in_words(pinned: Mapping[str, Any]) -> str:
 
 def _begun(metadata: Metadata) -> datetime:
     """Return when a collection was begun, _NEVER where it does not say."""
-    try:
-        begun = datetime.fromisoformat(metadata.created_at)
-    except (ValueError, TypeError):
-        return _NEVER
-    return begun if begun.tzinfo else _NEVER
+    return moment_of(metadata.created_at) or _NEVER
 
 
 def _collection_of(store: Store, alias: str, reference: str) -> str:
@@ -293,6 +289,7 @@ def _status_of(store: Store, name: str, aliases: tuple[str, ...], now: datetime)
         flips = store.promotions(aliases[0]) if aliases else []
     except EmbedstoreError as error:
         return Status(name, aliases, None, None, None, None, None, None, None, None, None, problem=str(error))
+    begun = moment_of(metadata.created_at)
     points, problem = None, None
     if metadata.state == "deleting":
         problem = "its deletion was begun; `embedstore gc` finishes it, `embedstore sync` makes it anew"
@@ -315,16 +312,9 @@ def _status_of(store: Store, name: str, aliases: tuple[str, ...], now: datetime)
         dim=metadata.dim,
         tower=metadata.tower,
         created_at=metadata.created_at,
-        age_seconds=_age(metadata.created_at, now),
+        age_seconds=None if begun is None else (now - begun).total_seconds(),
         promoted_at=flips[-1].at or None if flips else None,
         debias=metadata.debias,
         problem=problem,
         pinned=metadata.pinned,
     )
-
-
-def _age(moment: str, now: datetime) -> float | None:
-    try:
-        return (now - datetime.fromisoformat(moment)).total_seconds()
-    except (ValueError, TypeError):
-        return None

@@ -185,6 +185,14 @@ def test_a_collection_of_unknown_age_is_kept(store: Store, moment: str) -> None:
     assert why(store, names[2], keep=0) == "does not say when it was begun"
 
 
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00", "2026-12-01"])
+def test_a_time_that_nobody_can_mean_stops_no_sync(store: Store, runs: list[Run], moment: str) -> None:
+    collections(store, 1)
+    changed(store, NAMES[0], lambda metadata: replace(metadata, created_at=moment))
+    assert sync(runs[1], store).state == "created"
+    assert len(status(store)) == 2
+
+
 def test_gc_leaves_other_aliases_alone(store: Store) -> None:
     collections(store, 2)
     others = [*collections(store, 2, alias="films"), *collections(store, 2, alias="movies__x")]

@@ -93,9 +93,8 @@ class Hit:
             raise StoreError(
                 f"point {key} of collection {name!r} has no movie_id; repair it with `embedstore sync`"
             )
-        if score is None or not math.isfinite(
-            score
-        ):  # engines take NaN from anybody; JSON has no word for it
+        # Engines take NaN from anybody; JSON has no word for it.
+        if score is None or not math.isfinite(score):
             raise StoreError(
                 f"point {key} of collection {name!r} holds NaN or infinity; repair it with `embedstore sync`"
             )
@@ -127,7 +126,8 @@ def moment_after(last: str | None) -> str:
     """Return now, but later than last: clocks go back and differ by machine, the order of flips does not."""
     moment = datetime.now(UTC)
     with suppress(ValueError, TypeError, OverflowError):
-        moment = max(moment, datetime.fromisoformat(last or "") + timedelta(microseconds=1))
+        after = datetime.fromisoformat(last or "") + timedelta(microseconds=1)
+        moment = max(moment, after).astimezone(UTC)
     return moment.isoformat(timespec="microseconds")
 
 

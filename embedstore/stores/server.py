@@ -336,7 +336,8 @@ class ServerStore(Store):
         flips: list[Promotion] = []
         with suppress(StoreError, NotFoundError):  # the history never stands in the way of a flip
             flips = self.promotions(alias)
-            if previous == name and not flips[-1].at:  # whoever flipped it was killed before he noted it
+            # Where the last one has no time, whoever flipped it was killed before he noted it.
+            if flips and previous == name and not flips[-1].at:
                 self._note(alias, name, flips[-2].collection if flips[1:] else None, note, flips)
         if previous == name:
             return False

@@ -8,23 +8,30 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedstore.cli.output import escape
-from embedstore.errors import VerificationError
+from embedstore.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from embedstore.sync import GateResult
+    from embedstore.sync import Gate, GateResult
 
-__all__ = ["gate_options", "print_gates", "refuse_failed"]
+__all__ = ["gate_option", "print_gates", "refuse_failed", "refuse_unasked"]
 
 
-def gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --gate, repeatable, as gates; sync.gates.parse_gate reads one."""
+def gate_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --gate, repeatable, as gates: list[Gate]."""
     return click.option(
         "--gate",
         "gates",
         multiple=True,
+        callback=_parsed,
         metavar="TEXT",
         help="What must hold before the alias moves: ndcg@100>=0.98*live, overlap@10>=0.3; repeatable.",
     )(command)
+
+
+def refuse_unasked(gates: Sequence[Gate], *, no_promote: bool) -> None:
+    """Raise UsageError where there are gates that nobody would ask."""
+    if gates and no_promote:
+        raise UsageError("--no-promote leaves the alias where it is, so no gate is asked; see `plan --gate`")
 
 
 def print_gates(results: Sequence[GateResult]) -> None:
@@ -40,3 +47,11 @@ def refuse_failed(results: Sequence[GateResult], *, alias: str, before: str | No
             f"gate{'s' * (len(failed) > 1)} {', '.join(failed)} failed, so alias {alias} stays on "
             f"{before or 'nothing'}; to serve the run all the same: `embedstore promote {reference}`"
         )
+
+
+def _parsed(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> list[Gate]:
+    if not texts:
+        return []
+    from embedstore.sync import parse_gate
+
+    return [parse_gate(text) for text in texts]

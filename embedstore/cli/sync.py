@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedstore.cli.gates import gate_options, print_gates, refuse_failed
+from embedstore.cli.gates import gate_option, print_gates, refuse_failed, refuse_unasked
 from embedstore.cli.lifecycle import why_option
 from embedstore.cli.output import Column, escape, print_json, print_table
 from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
-from embedstore.errors import NotFoundError, UsageError
+from embedstore.errors import NotFoundError
 
 if TYPE_CHECKING:
     from embedstore.runs.run import Run
     from embedstore.stores.base import Peer, Replica, Store
-    from embedstore.sync import Progress, Status, SyncReport
+    from embedstore.sync import Gate, Progress, Status, SyncReport
 
 __all__ = [
     "no_promote_option",
@@ -48,7 +48,7 @@ _debias_option = click.option(
 @click.command()
 @click.argument("run", default="latest")
 @_debias_option
-@gate_options
+@gate_option
 @no_promote_option
 @_json_option
 @runs_option
@@ -61,7 +61,7 @@ def plan(
     alias: str,
     *,
     debias: float | None,
-    gates: tuple[str, ...],
+    gates: Sequence[Gate],
     no_promote: bool,
     as_json: bool,
 ) -> None:
@@ -69,13 +69,11 @@ def plan(
 
     With --gate also what the gates say now; exits with 0 whatever they say.
     """
-    from embedstore.sync import parse_gate
     from embedstore.sync import plan as plan_sync
 
-    asked = [parse_gate(text) for text in gates]
     with _store_if_there(store_location) as store:
         found = _find(runs_dir, run, store, debias)
-        made = plan_sync(found, store, alias=alias, promote=not no_promote, gates=asked, runs_dir=runs_dir)
+        made = plan_sync(found, store, alias=alias, promote=not no_promote, gates=gates, runs_dir=runs_dir)
     if as_json:
         print_json(asdict(made))
         return
@@ -94,7 +92,7 @@ def plan(
 @click.command()
 @click.argument("run", default="latest")
 @_debias_option
-@gate_options
+@gate_option
 @why_option("`history`")
 @no_promote_option
 @_json_option
@@ -113,7 +111,7 @@ def sync(
     alias: str,
     *,
     debias: float | None,
-    gates: tuple[str, ...],
+    gates: Sequence[Gate],
     why: str,
     no_promote: bool,
     as_json: bool,
@@ -135,12 +133,9 @@ def sync(
     latest_debias0.50) is the run with these vectors.
     """
     from embedstore.stores.contract import Spread
-    from embedstore.sync import parse_gate
     from embedstore.sync import sync as sync_run
 
-    if no_promote and gates:
-        raise UsageError("--no-promote leaves the alias where it is, so no gate is asked; see `plan --gate`")
-    asked = [parse_gate(text) for text in gates]
+    refuse_unasked(gates, no_promote=no_promote)
     started = time.perf_counter()
     spread = Spread(shards, replicas, write_consistency)
     # The run first: a mistyped run must not leave an empty store behind.
@@ -152,7 +147,7 @@ def sync(
             store,
             alias=alias,
             promote=not no_promote,
-            gates=asked,
+            gates=gates,
             why=why,
             runs_dir=runs_dir,
             spread=spread,
@@ -249,7 +244,6 @@ def verify(run: str, runs_dir: Path, store_location: str, alias: str, *, as_json
 
 @contextmanager
 def _store_if_there(location: str) -> Iterator[Store | None]:
-
     try:
         store = open_store_at(location)
     except NotFoundError:

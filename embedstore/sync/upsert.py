@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from embedstore.stores.contract import (
     SearchIndex,
     Spread,
     collection_name,
+    moment_of,
     now,
     points_at,
     valid_alias,
@@ -287,9 +287,10 @@ def _begun(store: Store, name: str) -> str:
     times = []
     for other in store.collections():
         if other.startswith(collection_name(name.rpartition("__")[0], "")):
-            with suppress(StoreError, NotFoundError, ValueError, TypeError):  # reported by who asks for it
-                times.append(datetime.fromisoformat(store.metadata(other).created_at).astimezone(UTC))
-    return moment_after(max(times).isoformat() if times else None)
+            with suppress(StoreError, NotFoundError):  # reported by who asks for it
+                times.append(moment_of(store.metadata(other).created_at))
+    last = max((time for time in times if time is not None), default=None)
+    return moment_after(None if last is None else last.isoformat())
 
 
 def _metadata(run: Run, begun: str) -> Metadata:

@@ -16,6 +16,7 @@ from embedstore.runs.debias import debiased
 from embedstore.runs.evaluation import add_evaluation, evaluation_path
 from embedstore.runs.run import Run
 from embedstore.stores.base import Store, open_store
+from embedstore.stores.contract import Metadata
 from embedstore.sync import GateResult, check_gates, copy, parse_gate, plan, sync, verify
 from embedstore.sync.gates import Gate, measures_of
 from tests.backends import BACKENDS, EVERY_BACKEND
@@ -182,6 +183,26 @@ def test_a_live_run_whose_folder_is_elsewhere_is_known_by_its_collection(
     assert said("ndcg@100>=live", new, store).passed
     assert said("next-session:ndcg@10>=0.6*live", new, store).wanted == pytest.approx(0.075)
     assert "recall@20 was not measured of run" in said("recall@20>=live", new, store).text
+
+
+def test_gates_speak_of_what_is_live_in_the_end(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faster = "20260101t120000-000c"
+    sync(measured(tmp_path, OLD, 0.4), store)
+    others = [sync(measured(tmp_path, faster, 0.6), store, promote=False).collection]
+    metadata = type(store).metadata
+
+    def while_another_promotes(self: Store, name: str) -> Metadata:
+        found = metadata(self, name)
+        if others:
+            self.promote("movies", others.pop())
+        return found
+
+    monkeypatch.setattr(type(store), "metadata", while_another_promotes)
+    result = said("ndcg@100>live", measured(tmp_path, NEW, 0.5), store)
+    assert (result.passed, result.value, result.wanted) == (False, 0.5, 0.6)
+    assert f"live run {faster}" in result.text
 
 
 def test_what_was_measured_of_the_live_run_since_its_sync_counts(tmp_path: Path, store: Store) -> None:

@@ -261,7 +261,10 @@ class Store(ABC):
 
     @abstractmethod
     def upsert(self, name: str, batch: PointBatch) -> None:
-        """Write points, replacing those with the same id, vector and payload whole."""
+        """Write points, replacing those with the same id, vector and payload whole.
+
+        Batches may land in any order: flush between two that have a point in common.
+        """
 
     @abstractmethod
     def delete(self, name: str, ids: Sequence[PointId]) -> None: ...
@@ -449,7 +452,7 @@ class Store(ABC):
         """
         flips = self.promotions(alias)
         if not flips:
-            known = ", ".join(self.aliases()) or "none yet"
+            known = ", ".join(a if a.isprintable() else repr(a) for a in self.aliases()) or "none yet"
             raise NotFoundError(
                 f"alias {alias!r} is not in the store (aliases: {known}); fill it with `embedstore sync`"
             )

@@ -208,6 +208,7 @@ class ServerStore(Store):
 
     def delete(self, name: str, ids: Sequence[PointId]) -> None:
         self._writable(name)
+        self._land()  # what is deleted now may be in flight
         self._rest.request("POST", _path(name, "points/delete?wait=true"), {"points": list(ids)})
 
     def flush(self, name: str) -> None:

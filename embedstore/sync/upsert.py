@@ -195,40 +195,55 @@ def _build(
     metadata = _metadata(run, _begun(store, name)) if before is None else before
     if before is None:
         store.create(name, replace(metadata.spec, spread=spread), metadata)
-    with store.writing(name) as still_ours, private(run) as run:
-        difference = everything(run)
-        state = "created"
-        if before is not None:
-            state = "resumed" if before.state == "building" else "repaired"
-            try:
-                store.revise(name)
-                difference = compare(run, store, name, progress=progress)
-            except StoreError:  # it cannot be opened or read
-                if store.in_place:
-                    raise
-                state = "rebuilt"
-                store.revise(name, empty=True)
-        if store.in_place and state == "repaired" and not difference:
-            # What is in the payload indexes is the server's own doing; how it searches may be other hands'.
-            with suppress(VerificationError):  # mended below
-                return "unchanged", difference, check_recall(run, store, name)
-        _apply(run, store, name, difference, progress, still_ours)
-        try:
-            index, recall = _index_and_check(run, store, name, progress)
-        except (StoreError, VerificationError):
-            if store.in_place or state in ("created", "rebuilt"):
-                raise
-            # Mending did not help, so the shard itself is damaged.
-            state, difference = "rebuilt", replace(everything(run), reasons=difference.reasons)
-            store.revise(name, empty=True)
-            _apply(run, store, name, difference, progress, still_ours)
-            index, recall = _index_and_check(run, store, name, progress)
-        still_ours()
-        made = replace(
-            metadata, heartbeat=now(), recall=recall, count=len(run.movies), search=index.to_dict()
-        )
-        store.seal(name, made)
+    with store.writing(name) as still_ours:
+        with private(run) as own:
+            state, difference, index, recall = _fill(own, store, name, before, progress, still_ours)
+        if index is not None:
+            still_ours()
+            made = replace(
+                metadata, heartbeat=now(), recall=recall, count=len(run.movies), search=index.to_dict()
+            )
+            store.seal(name, made)
     return state, difference, recall
+
+
+def _fill(
+    run: Run,
+    store: Store,
+    name: str,
+    before: Metadata | None,
+    progress: Progress | None,
+    still_ours: Callable[[], None],
+) -> tuple[str, Difference, SearchIndex | None, dict[str, Any]]:
+    """Bring the points into the state of run; return what was done, with no index where nothing is to seal."""
+    difference = everything(run)
+    state = "created"
+    if before is not None:
+        state = "resumed" if before.state == "building" else "repaired"
+        try:
+            store.revise(name)
+            difference = compare(run, store, name, progress=progress)
+        except StoreError:  # it cannot be opened or read
+            if store.in_place:
+                raise
+            state = "rebuilt"
+            store.revise(name, empty=True)
+    if store.in_place and state == "repaired" and not difference:
+        # What is in the payload indexes is the server's own doing; how it searches may be other hands'.
+        with suppress(VerificationError):  # mended below
+            return "unchanged", difference, None, check_recall(run, store, name)
+    _apply(run, store, name, difference, progress, still_ours)
+    try:
+        index, recall = _index_and_check(run, store, name, progress)
+    except (StoreError, VerificationError):
+        if store.in_place or state in ("created", "rebuilt"):
+            raise
+        # Mending did not help, so the shard itself is damaged.
+        state, difference = "rebuilt", replace(everything(run), reasons=difference.reasons)
+        store.revise(name, empty=True)
+        _apply(run, store, name, difference, progress, still_ours)
+        index, recall = _index_and_check(run, store, name, progress)
+    return state, difference, index, recall
 
 
 def _index_and_check(

@@ -10,7 +10,6 @@ import argparse
 import os
 import shlex
 import sys
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -19,8 +18,8 @@ from pathlib import Path
 import click
 
 from benchmarks.__main__ import machine
-from tests.faults.campaigns import CAMPAIGNS
-from tests.faults.report import Campaign, Count, counts_of, page
+from tests.faults.campaigns import CAMPAIGNS, run_in_full
+from tests.faults.report import Campaign, Count, page
 
 
 def main() -> int:
@@ -54,17 +53,11 @@ def in_process_of_its_own(campaign: Campaign) -> list[Count]:
     started = time.perf_counter()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(_in_full, campaign.name).result()
+            return pool.submit(run_in_full, campaign.name).result()
         except Exception as error:  # noqa: BLE001 - the other campaigns shall run
             command = shlex.join(["python", "-m", "tests.faults", f"--only={campaign.name}"])
             told = f"`{command}` stopped: {type(error).__name__}: {error}"
             return [Count(campaign.name, "-", 0, {}, 1, 0, time.perf_counter() - started, (told,))]
-
-
-def _in_full(name: str) -> list[Count]:
-    campaign = next(campaign for campaign in CAMPAIGNS if campaign.name == name)
-    with tempfile.TemporaryDirectory(prefix="embedstore-faults-") as folder:
-        return counts_of(campaign, Path(folder), campaign.full)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 from tests.faults import (
     bits,
     changes,
@@ -15,9 +18,9 @@ from tests.faults import (
     races,
     server_kills,
 )
-from tests.faults.report import Campaign
+from tests.faults.report import Campaign, Count, counts_of
 
-__all__ = ["CAMPAIGNS"]
+__all__ = ["CAMPAIGNS", "run_in_full"]
 
 CAMPAIGNS: list[Campaign] = [
     Campaign("kills of commands on a folder", kills.of_commands, full=700, normal=60),
@@ -60,3 +63,10 @@ CAMPAIGNS: list[Campaign] = [
     Campaign("bits of a store", bits.bits_of_a_store, full=200, normal=4),
     Campaign("bits of an unfinished collection", bits.bits_of_a_building_collection, full=60, normal=2),
 ]
+
+
+def run_in_full(name: str) -> list[Count]:
+    """Run a campaign in full, in a folder of its own."""
+    campaign = next(campaign for campaign in CAMPAIGNS if campaign.name == name)
+    with tempfile.TemporaryDirectory(prefix="embedstore-faults-") as folder:
+        return counts_of(campaign, Path(folder), campaign.full)

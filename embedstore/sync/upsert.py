@@ -215,7 +215,7 @@ def _fill(
     progress: Progress | None,
     still_ours: Callable[[], None],
 ) -> tuple[str, Difference, SearchIndex | None, dict[str, Any]]:
-    """Bring the points into the state of run; return what was done, with no index where nothing is to seal."""
+    """Bring the points into the state of run; return what was done, no index where nothing is to seal."""
     difference = everything(run)
     state = "created"
     if before is not None:

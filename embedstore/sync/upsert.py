@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -309,6 +308,6 @@ def _metadata(run: Run, begun: str) -> Metadata:
         tool_version=__version__,
         debias=run.manifest.debias,
         origin=run.manifest.config.get("origin") or f"{socket.gethostname()}:{run.path}",
-        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},  # JSON has no NaN
+        metrics=metrics,
         measured_on=measured_on,
     )

@@ -45,7 +45,8 @@ def refuse_failed(results: Sequence[GateResult], *, alias: str, before: str | No
     if failed := [repr(result.gate) for result in results if not result.passed]:
         raise VerificationError(
             f"gate{'s' * (len(failed) > 1)} {', '.join(failed)} failed, so alias {alias} stays on "
-            f"{before or 'nothing'}; to serve the run all the same: `embedstore promote {reference}`"
+            f"{before or 'nothing'}; to serve the run all the same: "
+            f"`embedstore promote {reference} --alias {alias}`"
         )
 
 

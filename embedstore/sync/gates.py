@@ -7,7 +7,6 @@ metrics.json is of that protocol. overlap@K is how much of their lists users kee
 
 from __future__ import annotations
 
-import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -212,7 +211,7 @@ def _live(store: Store, alias: str, runs_dir: Path) -> tuple[str, Measures] | No
 
 
 def _value(metric: str, reference: str, measures: Measures) -> float:
-    """Raises RunError where the metric was not measured, or is no number."""
+    """Raises RunError where the metric was not measured, or was not a number."""
     value = measures.metrics.get(metric)
     if value is None:
         protocol, _, name = metric.rpartition(":")
@@ -220,10 +219,6 @@ def _value(metric: str, reference: str, measures: Measures) -> float:
         raise RunError(
             f"{metric} was not measured of run {reference} (known: {known}); where its folder is, run "
             f"`embedstore evaluate {reference} --protocol {protocol or 'serving'} --metric {name}`"
-        )
-    if not math.isfinite(value):
-        raise RunError(
-            f"{metric} of run {reference} is {value}, which nothing can be held against; train again"
         )
     return value
 

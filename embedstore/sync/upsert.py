@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -215,7 +214,7 @@ def _fill(
     progress: Progress | None,
     still_ours: Callable[[], None],
 ) -> tuple[str, Difference, SearchIndex | None, dict[str, Any]]:
-    """Bring the points into the state of run; return what was done, no index where nothing changed."""
+    """Bring the points into the state of run; return what was done, no index where nothing is to seal."""
     difference = everything(run)
     state = "created"
     if before is not None:
@@ -309,6 +308,6 @@ def _metadata(run: Run, begun: str) -> Metadata:
         tool_version=__version__,
         debias=run.manifest.debias,
         origin=run.manifest.config.get("origin") or f"{socket.gethostname()}:{run.path}",
-        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},  # JSON has no NaN
+        metrics=metrics,
         measured_on=measured_on,
     )

@@ -56,7 +56,7 @@ def test_a_failed_gate_is_exit_code_4_and_one_sentence(capsys: Capture) -> None:
     assert out.endswith(f"alias movies stays on movies__{OLD}\n")
     assert err == (
         "Error: gates 'ndcg@100>=0.9*live', 'ndcg@100>1' failed, so alias movies stays on "
-        f"movies__{OLD}; to serve the run all the same: `embedstore promote {NEW}`\n"
+        f"movies__{OLD}; to serve the run all the same: `embedstore promote {NEW} --alias movies`\n"
     )
     out, err = told(capsys, "sync", "--json", "--gate", "ndcg@100>1", code=4)
     report = json.loads(out)

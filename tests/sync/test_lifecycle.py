@@ -19,7 +19,7 @@ from embedstore.stores.connection import Connection
 from embedstore.stores.contract import Metadata, collection_name
 from embedstore.stores.edge import EdgeStore
 from embedstore.stores.server import ServerStore
-from embedstore.sync import gc, pin, promote_run, rollback, status, sync, unpin
+from embedstore.sync import gc, pin, plan, promote_run, rollback, status, sync, unpin
 from tests.backends import BACKENDS, EVERY_BACKEND
 from tests.builders import tiny_run
 from tests.server import LocalMode, clean, connection_of_tests, server_url
@@ -255,6 +255,7 @@ def test_gc_finishes_a_deletion_that_was_begun(store: Store, runs: list[Run]) ->
         with pytest.raises(StoreError, match="is being deleted"):
             refused(store, IDS[0])
     assert store.metadata(NAMES[0]).pinned is None
+    assert plan(runs[0], store).state == "create"
     assert deleted(store, keep=3) == [NAMES[0]]
 
 

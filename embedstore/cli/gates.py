@@ -13,30 +13,25 @@ from embedstore.errors import UsageError, VerificationError
 if TYPE_CHECKING:
     from embedstore.sync import Gate, GateResult
 
-__all__ = ["asked_gates", "gate_options", "print_gates", "refuse_failed"]
+__all__ = ["gate_option", "print_gates", "refuse_failed", "refuse_unasked"]
 
 
-def gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --gate, repeatable, as gates; sync.gates.parse_gate reads one."""
+def gate_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --gate, repeatable, as gates: list[Gate]."""
     return click.option(
         "--gate",
         "gates",
         multiple=True,
+        callback=_parsed,
         metavar="TEXT",
         help="What must hold before the alias moves: ndcg@100>=0.98*live, overlap@10>=0.3; repeatable.",
     )(command)
 
 
-def asked_gates(texts: Sequence[str], *, no_promote: bool = False) -> list[Gate]:
-    """Return the gates of --gate.
-
-    Raises UsageError where one cannot be read, or where none would be asked since the alias stays.
-    """
-    from embedstore.sync import parse_gate
-
-    if no_promote and texts:
+def refuse_unasked(gates: Sequence[Gate], *, no_promote: bool) -> None:
+    """Raise UsageError where there are gates that nobody would ask."""
+    if gates and no_promote:
         raise UsageError("--no-promote leaves the alias where it is, so no gate is asked; see `plan --gate`")
-    return [parse_gate(text) for text in texts]
 
 
 def print_gates(results: Sequence[GateResult]) -> None:
@@ -53,3 +48,11 @@ def refuse_failed(results: Sequence[GateResult], *, alias: str, before: str | No
             f"{before or 'nothing'}; to serve the run all the same: "
             f"`embedstore promote {reference} --alias {alias}`"
         )
+
+
+def _parsed(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> list[Gate]:
+    if not texts:
+        return []
+    from embedstore.sync import parse_gate
+
+    return [parse_gate(text) for text in texts]

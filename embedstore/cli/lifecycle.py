@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedstore.cli.gates import asked_gates, gate_options, print_gates, refuse_failed
+from embedstore.cli.gates import gate_option, print_gates, refuse_failed
 from embedstore.cli.output import Column, escape, print_json, print_table, say
 from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
 from embedstore.errors import NotFoundError
 
 if TYPE_CHECKING:
     from embedstore.stores.base import Promotion, Store
-    from embedstore.sync import GateResult
+    from embedstore.sync import Gate, GateResult
 
 __all__ = ["gc", "history", "pin", "promote", "rollback", "unpin", "why_option"]
 
@@ -32,7 +32,7 @@ def why_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 @click.command()
 @click.argument("run")
-@gate_options
+@gate_option
 @why_option("`history`")
 @_json_option
 @runs_option
@@ -44,7 +44,7 @@ def promote(
     store_location: str,
     alias: str,
     *,
-    gates: tuple[str, ...],
+    gates: Sequence[Gate],
     why: str,
     as_json: bool,
 ) -> None:
@@ -58,14 +58,13 @@ def promote(
     from embedstore.stores.contract import collection_name
     from embedstore.sync import check_gates, promote_run
 
-    asked = asked_gates(gates)
     results: list[GateResult] = []
     with open_store_at(store_location) as store:
         before = store.aliases().get(alias)
         reference = _reference(store, runs_dir, run, alias)
-        if asked and before != collection_name(alias, reference):
+        if gates and before != collection_name(alias, reference):
             found = resolve(store, runs_dir, reference, alias=alias, restored=say)[0]
-            results = check_gates(asked, found, store, alias=alias, runs_dir=runs_dir)
+            results = check_gates(gates, found, store, alias=alias, runs_dir=runs_dir)
         moved = False
         if all(result.passed for result in results):
             note = Note(why, [result.to_dict() for result in results])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedstore.cli.gates import asked_gates, gate_options, print_gates, refuse_failed
+from embedstore.cli.gates import gate_option, print_gates, refuse_failed, refuse_unasked
 from embedstore.cli.lifecycle import why_option
 from embedstore.cli.output import Column, escape, print_json, print_table
 from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
@@ -21,7 +21,7 @@ from embedstore.errors import NotFoundError
 if TYPE_CHECKING:
     from embedstore.runs.run import Run
     from embedstore.stores.base import Peer, Replica, Store
-    from embedstore.sync import Progress, Status, SyncReport
+    from embedstore.sync import Gate, Progress, Status, SyncReport
 
 __all__ = [
     "no_promote_option",
@@ -48,7 +48,7 @@ _debias_option = click.option(
 @click.command()
 @click.argument("run", default="latest")
 @_debias_option
-@gate_options
+@gate_option
 @no_promote_option
 @_json_option
 @runs_option
@@ -61,7 +61,7 @@ def plan(
     alias: str,
     *,
     debias: float | None,
-    gates: tuple[str, ...],
+    gates: Sequence[Gate],
     no_promote: bool,
     as_json: bool,
 ) -> None:
@@ -71,10 +71,10 @@ def plan(
     """
     from embedstore.sync import plan as plan_sync
 
-    asked = asked_gates(gates, no_promote=no_promote)
+    refuse_unasked(gates, no_promote=no_promote)
     with _store_if_there(store_location) as store:
         found = _find(runs_dir, run, store, debias)
-        made = plan_sync(found, store, alias=alias, promote=not no_promote, gates=asked, runs_dir=runs_dir)
+        made = plan_sync(found, store, alias=alias, promote=not no_promote, gates=gates, runs_dir=runs_dir)
     if as_json:
         print_json(asdict(made))
         return
@@ -93,7 +93,7 @@ def plan(
 @click.command()
 @click.argument("run", default="latest")
 @_debias_option
-@gate_options
+@gate_option
 @why_option("`history`")
 @no_promote_option
 @_json_option
@@ -112,7 +112,7 @@ def sync(
     alias: str,
     *,
     debias: float | None,
-    gates: tuple[str, ...],
+    gates: Sequence[Gate],
     why: str,
     no_promote: bool,
     as_json: bool,
@@ -136,7 +136,7 @@ def sync(
     from embedstore.stores.contract import Spread
     from embedstore.sync import sync as sync_run
 
-    asked = asked_gates(gates, no_promote=no_promote)
+    refuse_unasked(gates, no_promote=no_promote)
     started = time.perf_counter()
     spread = Spread(shards, replicas, write_consistency)
     # The run first: a mistyped run must not leave an empty store behind.
@@ -148,7 +148,7 @@ def sync(
             store,
             alias=alias,
             promote=not no_promote,
-            gates=asked,
+            gates=gates,
             why=why,
             runs_dir=runs_dir,
             spread=spread,
@@ -245,7 +245,6 @@ def verify(run: str, runs_dir: Path, store_location: str, alias: str, *, as_json
 
 @contextmanager
 def _store_if_there(location: str) -> Iterator[Store | None]:
-
     try:
         store = open_store_at(location)
     except NotFoundError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -12,19 +13,20 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from embedstore.cli.gates import asked_gates, gate_options
+from embedstore.cli.gates import gate_option, refuse_unasked
 from embedstore.cli.output import escape
 from embedstore.cli.settings import alias_option, connection, runs_option, store_option
 from embedstore.cli.sync import no_promote_option
 
 if TYPE_CHECKING:
     from embedstore.stores.base import Store
+    from embedstore.sync import Gate
 
 __all__ = ["watch"]
 
 
 @click.command()
-@gate_options
+@gate_option
 @no_promote_option
 @click.option(
     "--interval",
@@ -55,7 +57,7 @@ def watch(
     store_location: str,
     alias: str,
     *,
-    gates: tuple[str, ...],
+    gates: Sequence[Gate],
     no_promote: bool,
     interval: float,
     keep: int | None,
@@ -76,11 +78,13 @@ def watch(
     from embedstore.sync.watch import Task
     from embedstore.sync.watch import watch as follow
 
+    refuse_unasked(gates, no_promote=no_promote)
+
     def opened() -> Store:  # the key is read each time, so that it may change
         how = connection() if is_url(store_location) else NO_KEY
         return open_store(store_location, create=True, connection=how)
 
-    task = Task(alias, promote=not no_promote, gates=asked_gates(gates, no_promote=no_promote), keep=keep)
+    task = Task(alias, promote=not no_promote, gates=gates, keep=keep)
     with _Signals() as signals:
         follow(
             runs_dir,

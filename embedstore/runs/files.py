@@ -12,6 +12,7 @@ import math
 import os
 import re
 import stat
+import sys
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,14 @@ def content_of(file: FileIO) -> bytes:
 def parse_json(text: bytes) -> Any:
     """Return the value of a JSON text, which every command can print.
 
-    Raises ValueError where it is no JSON, has more than 100,000 values or 32 levels, a number that is not
-    finite, or half a character (a lone surrogate).
+    NaN and Infinity, which Python writes and JSON does not know, are None. Raises ValueError where it is no
+    JSON, has more than 100,000 values or 32 levels, a number beyond a float, or half a character (a lone
+    surrogate).
     """
     if text.count(b",") + text.count(b"[") + text.count(b"{") > _MOST_VALUES:
         raise ValueError(f"more than {_MOST_VALUES:,} values")
     try:
-        content = json.loads(text)
+        content = json.loads(text.decode(), parse_constant=lambda _: None)
     except RecursionError:
         raise ValueError("too many levels") from None
     level = [content]
@@ -91,8 +93,8 @@ def parse_json(text: bytes) -> Any:
                 below += value
             elif isinstance(value, str):
                 value.encode()
-            elif isinstance(value, float) and not math.isfinite(value):
-                raise ValueError("a number that is not finite")
+            elif isinstance(value, int | float) and abs(value) > sys.float_info.max:
+                raise ValueError("a number beyond a float")
         if not below:
             return content
         level = below

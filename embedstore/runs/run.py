@@ -96,7 +96,7 @@ class Catalog(Sequence[Movie]):
         else:
             text = b",".join([self._map[start:end] for start, end in bounds])
         try:
-            lines: list[dict[str, Any]] = json.loads(b"[" + text + b"]")  # faster than one by one
+            lines: list[dict[str, Any]] = json.loads(f"[{text.decode()}]")  # faster than one by one
             right = len(lines) == len(bounds) and all(map(_is_movie, lines))
             if b"\\u" in text:
                 json.dumps(lines, ensure_ascii=False).encode()  # raises for half a character

@@ -93,9 +93,8 @@ class Hit:
             raise StoreError(
                 f"point {key} of collection {name!r} has no movie_id; repair it with `embedstore sync`"
             )
-        if score is None or not math.isfinite(
-            score
-        ):  # engines take NaN from anybody; JSON has no word for it
+        # Engines take NaN from anybody; JSON has no word for it.
+        if score is None or not math.isfinite(score):
             raise StoreError(
                 f"point {key} of collection {name!r} holds NaN or infinity; repair it with `embedstore sync`"
             )
@@ -127,7 +126,8 @@ def moment_after(last: str | None) -> str:
     """Return now, but later than last: clocks go back and differ by machine, the order of flips does not."""
     moment = datetime.now(UTC)
     with suppress(ValueError, TypeError, OverflowError):
-        moment = max(moment, datetime.fromisoformat(last or "") + timedelta(microseconds=1))
+        after = datetime.fromisoformat(last or "") + timedelta(microseconds=1)
+        moment = max(moment, after).astimezone(UTC)
     return moment.isoformat(timespec="microseconds")
 
 
@@ -261,7 +261,10 @@ class Store(ABC):
 
     @abstractmethod
     def upsert(self, name: str, batch: PointBatch) -> None:
-        """Write points, replacing those with the same id, vector and payload whole."""
+        """Write points, replacing those with the same id, vector and payload whole.
+
+        Batches may land in any order: flush between two that have a point in common.
+        """
 
     @abstractmethod
     def delete(self, name: str, ids: Sequence[PointId]) -> None: ...
@@ -449,7 +452,7 @@ class Store(ABC):
         """
         flips = self.promotions(alias)
         if not flips:
-            known = ", ".join(self.aliases()) or "none yet"
+            known = ", ".join(a if a.isprintable() else repr(a) for a in self.aliases()) or "none yet"
             raise NotFoundError(
                 f"alias {alias!r} is not in the store (aliases: {known}); fill it with `embedstore sync`"
             )

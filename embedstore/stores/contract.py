@@ -45,6 +45,7 @@ __all__ = [
     "Spread",
     "check_batch",
     "collection_name",
+    "moment_of",
     "now",
     "payload",
     "point_id",
@@ -289,12 +290,19 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def seconds_since(moment: object) -> float | None:
-    """Return the age of a time as now writes it, by the clock of this machine; None where it is none."""
+def moment_of(stamp: object) -> datetime | None:
+    """Return the time that now wrote as stamp; None where it is none, or says no zone."""
     try:
-        return (datetime.now(UTC) - datetime.fromisoformat(str(moment))).total_seconds()
-    except (ValueError, TypeError):
+        moment = datetime.fromisoformat(str(stamp))
+    except ValueError:
         return None
+    return moment if moment.tzinfo else None
+
+
+def seconds_since(stamp: object) -> float | None:
+    """Return the age of what now wrote as stamp, by the clock of this machine; None as for moment_of."""
+    moment = moment_of(stamp)
+    return None if moment is None else (datetime.now(UTC) - moment).total_seconds()
 
 
 def collection_name(alias: str, reference: str) -> str:

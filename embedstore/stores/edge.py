@@ -87,6 +87,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,250}")
 _PROMOTIONS_KEPT = 100
 _BATCH_QUERIES = 64
 _BLOCK = 1 << 20
+_WIDEST = 1 << 16  # of vectors: Qdrant's own bound
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 _READ_EACH_TIME = 1 << 20  # bytes: Edge touches the smaller files whenever it opens or closes a shard
 _LOADING_SECONDS = 5
@@ -588,7 +589,7 @@ class EdgeStore(Store):
             usable = (
                 _NAME.fullmatch(record.generation)
                 and not (path.parent / record.generation).is_symlink()
-                and (config is None or _is_config(parse_json(config.encode()), record.metadata.spec))
+                and (config is None or _is_config(parse_json(config.encode())))
                 and all(
                     isinstance(entry["bytes"], int)
                     and isinstance(entry["sha256"], str)
@@ -857,16 +858,16 @@ def _mend_config(folder: Path, record: _Record, *, linked: bool = False) -> None
             found = _read_json(folder, _EDGE_CONFIG, "")
         if record.edge_config is not None and found != parse_json(record.edge_config.encode()):
             replace_file(folder / _EDGE_CONFIG, record.edge_config.encode())
-        elif not _is_config(found, record.metadata.spec):
+        elif not _is_config(found):
             raise StoreError(f"{folder / _EDGE_CONFIG} is damaged; {_SYNC_AGAIN}")
 
 
-def _is_config(content: Any, spec: CollectionSpec) -> bool:
-    """Whether a configuration is one that Edge writes for a collection of spec."""
+def _is_config(content: Any) -> bool:
+    """Whether a configuration is one that Edge writes for a collection of ours."""
     try:
-        vectors = {name: (entry["size"], entry["distance"]) for name, entry in content["vectors"].items()}
-        names = ("", HISTORY_VECTOR) if spec.additive else ("",)
-        return vectors == dict.fromkeys(names, (spec.dim, "Dot")) and content["wal_enabled"] is False
+        vectors = content["vectors"].items()
+        ours = all(entry["distance"] == "Dot" and 0 < entry["size"] <= _WIDEST for _, entry in vectors)
+        return ours and {"", HISTORY_VECTOR} >= dict(vectors).keys() and content["wal_enabled"] is False
     except (KeyError, TypeError, AttributeError):
         return False
 
@@ -941,11 +942,12 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     Raises OSError for what is neither: a link, a pipe.
     """
     for base, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            mode = os.lstat(Path(base, name)).st_mode
-            if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-                raise OSError(errno.ELOOP, "a link, or no regular file", str(Path(base, name)))
         folders[:] = [name for name in folders if not name.startswith(_EDGE_UNFINISHED)]
+        for name in (*folders, *names):
+            with suppress(FileNotFoundError):  # what another reader wrote for a moment
+                mode = os.lstat(Path(base, name)).st_mode
+                if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+                    raise OSError(errno.ELOOP, "a link, or no regular file", str(Path(base, name)))
         yield base, names
 
 

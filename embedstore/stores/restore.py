@@ -70,11 +70,11 @@ def rebuild(
     return runs_dir / path.name
 
 
-def rebuilt(store: Store, name: str, metadata: Metadata) -> Run:
+def rebuilt(store: Store, name: str, metadata: Metadata, *, progress: Progress | None = None) -> Run:
     """Return the run of a collection in a folder that goes with it; see rebuild. It may be debiased."""
     with ExitStack() as stack:
         folder = stack.enter_context(scratch_folder(Path(tempfile.gettempdir())))
-        run = Run.load(rebuild(store, name, metadata, folder))
+        run = Run.load(rebuild(store, name, metadata, folder, progress=progress))
         weakref.finalize(run, stack.pop_all().close)
     return run
 

@@ -208,6 +208,7 @@ class ServerStore(Store):
 
     def delete(self, name: str, ids: Sequence[PointId]) -> None:
         self._writable(name)
+        self._land()  # what is deleted now may be in flight
         self._rest.request("POST", _path(name, "points/delete?wait=true"), {"points": list(ids)})
 
     def flush(self, name: str) -> None:
@@ -335,7 +336,8 @@ class ServerStore(Store):
         flips: list[Promotion] = []
         with suppress(StoreError, NotFoundError):  # the history never stands in the way of a flip
             flips = self.promotions(alias)
-            if previous == name and not flips[-1].at:  # whoever flipped it was killed before he noted it
+            # Where the last one has no time, whoever flipped it was killed before he noted it.
+            if flips and previous == name and not flips[-1].at:
                 self._note(alias, name, flips[-2].collection if flips[1:] else None, note, flips)
         if previous == name:
             return False

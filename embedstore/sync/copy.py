@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from embedstore.errors import NotFoundError, RunError, UsageError, VerificationError
 from embedstore.runs.registry import find_run
 from embedstore.runs.run import Run
-from embedstore.runs.scratch import scratch_folder
 from embedstore.stores.base import Progress, Store
 from embedstore.stores.contract import Metadata
-from embedstore.stores.restore import rebuild
+from embedstore.stores.restore import rebuilt
 from embedstore.sync.restore import find_collection
 from embedstore.sync.upsert import SyncReport, sync
 
@@ -34,18 +32,14 @@ def copy(
     The run is the one in runs_dir where its content is that of the collection, else it is rebuilt from
     the collection for the time of the copy. reference: see find_collection.
 
-    Raises UsageError where both are one store, and what find_collection, rebuild and sync raise.
+    Raises UsageError where both are one store, and what find_collection, rebuilt and sync raise.
     """
     name, metadata = find_collection(source, reference, alias=alias)
     if Path(source.location).resolve() == Path(target.location).resolve():
         raise UsageError(f"both stores are {source.location}; give another one to --to")
     own_alias = name.removesuffix(f"__{metadata.reference}")
-    with ExitStack() as stack:
-        run = _local(runs_dir, metadata)
-        if run is None:
-            folder = stack.enter_context(scratch_folder(Path(tempfile.gettempdir())))
-            run = Run.load(rebuild(source, name, metadata, folder, progress=progress))
-        report = sync(run, target, alias=own_alias, promote=promote, progress=progress)
+    run = _local(runs_dir, metadata) or rebuilt(source, name, metadata, progress=progress)
+    report = sync(run, target, alias=own_alias, promote=promote, progress=progress)
     made = target.metadata(report.collection)
     for key in ("run_id", "fingerprint", "count", "tower", "debias"):
         if getattr(made, key) != getattr(metadata, key):

@@ -21,7 +21,7 @@ from embedstore.errors import EmbedstoreError, NotFoundError, RunError, StoreErr
 from embedstore.runs.registry import RunSummary, find_run, list_runs
 from embedstore.runs.run import Run
 from embedstore.stores.base import Progress, Replica, Store
-from embedstore.stores.contract import STALE_SECONDS, Metadata, collection_name
+from embedstore.stores.contract import STALE_SECONDS, Metadata, collection_name, moment_of
 from embedstore.stores.edge import EdgeStore
 from embedstore.stores.rest import ForbiddenError, UnknownKeyError
 from embedstore.stores.server import ServerStore
@@ -230,10 +230,10 @@ def _lock(store: EdgeStore) -> Findings:
 
 def _stamps(patient: _Patient) -> Findings:
     """Look for times ahead of our clock: runs go by age, and whoever builds by its last sign of life."""
-    stamps = {f"run {run.run_id}": _moment_of(run.run_id) for run in patient.runs}
+    stamps = {f"run {run.run_id}": _made_at(run.run_id) for run in patient.runs}
     for name in patient.store.collections():
         with suppress(EmbedstoreError):  # see collections
-            stamps[f"collection {name}"] = _moment(patient.store.metadata(name).created_at)
+            stamps[f"collection {name}"] = moment_of(patient.store.metadata(name).created_at)
     ahead = {
         what: at - patient.now for what, at in stamps.items() if at is not None and at - patient.now > _SKEW
     }
@@ -336,7 +336,7 @@ def _collection(patient: _Patient, name: str) -> Findings:
 
 
 def _building(patient: _Patient, name: str, metadata: Metadata) -> Finding:
-    store, last = patient.store, _moment(metadata.heartbeat)
+    store, last = patient.store, moment_of(metadata.heartbeat)
     if isinstance(store, EdgeStore):
         alive = store.locked()
     else:
@@ -447,15 +447,7 @@ def _age(age: timedelta) -> str:
     return f"{seconds:.0f} s"
 
 
-def _moment(stamp: object) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(str(stamp))
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else None
-
-
-def _moment_of(run_id: str) -> datetime | None:
+def _made_at(run_id: str) -> datetime | None:
     with suppress(ValueError):
         return datetime.strptime(run_id[:15], "%Y%m%dt%H%M%S").replace(tzinfo=UTC)
     return None

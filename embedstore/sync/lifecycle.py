@@ -11,7 +11,7 @@ from typing import Any
 from embedstore.errors import EmbedstoreError, NotFoundError, StoreError, StoreUnreachableError, UsageError
 from embedstore.runs.debias import split_reference
 from embedstore.stores.base import Note, Promotion, Replica, Store
-from embedstore.stores.contract import Metadata, collection_name, now, valid_alias
+from embedstore.stores.contract import Metadata, collection_name, moment_of, now, valid_alias
 
 __all__ = [
     "GcReport",
@@ -26,7 +26,6 @@ __all__ = [
 ]
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
-_NO_OTHER = "there is no other collection to return to"
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,11 @@ def rollback(store: Store, back: int = 1, *, alias: str = "movies", note: Note |
         live = past[0] if past else store.live(alias).collection
         if problem := _no_way_back(store, past, live, back):
             ways = [n for n in range(1, len(past)) if _no_way_back(store, past, live, n) is None]
-            nearest = min(ways, key=lambda n: abs(n - back), default=0)
-            advice = f"`embedstore rollback {nearest} --alias {alias}` returns to {past[nearest]!r}"
-            raise NotFoundError(f"alias {alias!r} {problem}; {advice if ways else _NO_OTHER}")
+            advice = "there is no other collection to return to"
+            if ways:
+                nearest = min(ways, key=lambda n: abs(n - back))
+                advice = f"`embedstore rollback {nearest} --alias {alias}` returns to {past[nearest]!r}"
+            raise NotFoundError(f"alias {alias!r} {problem}; {advice}")
         note = note or Note()
         store.promote(alias, past[back], replace(note, why=note.why or f"rollback {back}"))
         return replace(store.live(alias), previous=live)
@@ -263,11 +264,7 @@ def _pin_in_words(pinned: Mapping[str, Any]) -> str:
 
 def _begun(metadata: Metadata) -> datetime:
     """Return when a collection was begun, _NEVER where it does not say."""
-    try:
-        begun = datetime.fromisoformat(metadata.created_at)
-    except (ValueError, TypeError):
-        return _NEVER
-    return begun if begun.tzinfo else _NEVER
+    return moment_of(metadata.created_at) or _NEVER
 
 
 def _collection_of(store: Store, alias: str, reference: str) -> str:
@@ -293,6 +290,7 @@ def _status_of(store: Store, name: str, aliases: tuple[str, ...], now: datetime)
         flips = store.promotions(aliases[0]) if aliases else []
     except EmbedstoreError as error:
         return Status(name, aliases, None, None, None, None, None, None, None, None, None, problem=str(error))
+    begun = moment_of(metadata.created_at)
     points, problem = None, None
     again = f"`embedstore sync {metadata.reference} --no-promote`"
     if metadata.state == "deleting":
@@ -316,16 +314,9 @@ def _status_of(store: Store, name: str, aliases: tuple[str, ...], now: datetime)
         dim=metadata.dim,
         tower=metadata.tower,
         created_at=metadata.created_at,
-        age_seconds=_age(metadata.created_at, now),
+        age_seconds=None if begun is None else (now - begun).total_seconds(),
         promoted_at=flips[-1].at or None if flips else None,
         debias=metadata.debias,
         problem=problem,
         pinned=metadata.pinned,
     )
-
-
-def _age(moment: str, now: datetime) -> float | None:
-    try:
-        return (now - datetime.fromisoformat(moment)).total_seconds()
-    except (ValueError, TypeError):
-        return None

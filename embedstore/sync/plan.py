@@ -62,8 +62,11 @@ def plan(
     changes: Sequence[str] = ()
     if store is not None:
         refuse_clash(store, alias, name)
-        live = store.aliases().get(alias)
+        aliases = store.aliases()
+        live = aliases.get(alias)
         metadata = existing(run, store, name)
+        if metadata is not None and metadata.state == "deleting" and name not in aliases.values():
+            metadata = None  # sync finishes the deletion first
         if metadata is not None and metadata.state != "sealed":
             state = "resume"
         elif metadata is not None and (wrong := wrong_metadata(metadata, run)):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from embedstore.stores.contract import (
     SearchIndex,
     Spread,
     collection_name,
+    moment_of,
     now,
     points_at,
     valid_alias,
@@ -195,40 +194,55 @@ def _build(
     metadata = _metadata(run, _begun(store, name)) if before is None else before
     if before is None:
         store.create(name, replace(metadata.spec, spread=spread), metadata)
-    with store.writing(name) as still_ours, private(run) as run:
-        difference = everything(run)
-        state = "created"
-        if before is not None:
-            state = "resumed" if before.state == "building" else "repaired"
-            try:
-                store.revise(name)
-                difference = compare(run, store, name, progress=progress)
-            except StoreError:  # it cannot be opened or read
-                if store.in_place:
-                    raise
-                state = "rebuilt"
-                store.revise(name, empty=True)
-        if store.in_place and state == "repaired" and not difference:
-            # What is in the payload indexes is the server's own doing; how it searches may be other hands'.
-            with suppress(VerificationError):  # mended below
-                return "unchanged", difference, check_recall(run, store, name)
-        _apply(run, store, name, difference, progress, still_ours)
-        try:
-            index, recall = _index_and_check(run, store, name, progress)
-        except (StoreError, VerificationError):
-            if store.in_place or state in ("created", "rebuilt"):
-                raise
-            # Mending did not help, so the shard itself is damaged.
-            state, difference = "rebuilt", replace(everything(run), reasons=difference.reasons)
-            store.revise(name, empty=True)
-            _apply(run, store, name, difference, progress, still_ours)
-            index, recall = _index_and_check(run, store, name, progress)
-        still_ours()
-        made = replace(
-            metadata, heartbeat=now(), recall=recall, count=len(run.movies), search=index.to_dict()
-        )
-        store.seal(name, made)
+    with store.writing(name) as still_ours:
+        with private(run) as own:
+            state, difference, index, recall = _fill(own, store, name, before, progress, still_ours)
+        if index is not None:
+            still_ours()
+            made = replace(
+                metadata, heartbeat=now(), recall=recall, count=len(run.movies), search=index.to_dict()
+            )
+            store.seal(name, made)
     return state, difference, recall
+
+
+def _fill(
+    run: Run,
+    store: Store,
+    name: str,
+    before: Metadata | None,
+    progress: Progress | None,
+    still_ours: Callable[[], None],
+) -> tuple[str, Difference, SearchIndex | None, dict[str, Any]]:
+    """Bring the points into the state of run; return what was done, no index where nothing is to seal."""
+    difference = everything(run)
+    state = "created"
+    if before is not None:
+        state = "resumed" if before.state == "building" else "repaired"
+        try:
+            store.revise(name)
+            difference = compare(run, store, name, progress=progress)
+        except StoreError:  # it cannot be opened or read
+            if store.in_place:
+                raise
+            state = "rebuilt"
+            store.revise(name, empty=True)
+    if store.in_place and state == "repaired" and not difference:
+        # What is in the payload indexes is the server's own doing; how it searches may be other hands'.
+        with suppress(VerificationError):  # mended below
+            return "unchanged", difference, None, check_recall(run, store, name)
+    _apply(run, store, name, difference, progress, still_ours)
+    try:
+        index, recall = _index_and_check(run, store, name, progress)
+    except (StoreError, VerificationError):
+        if store.in_place or state in ("created", "rebuilt"):
+            raise
+        # Mending did not help, so the shard itself is damaged.
+        state, difference = "rebuilt", replace(everything(run), reasons=difference.reasons)
+        store.revise(name, empty=True)
+        _apply(run, store, name, difference, progress, still_ours)
+        index, recall = _index_and_check(run, store, name, progress)
+    return state, difference, index, recall
 
 
 def _index_and_check(
@@ -272,9 +286,10 @@ def _begun(store: Store, name: str) -> str:
     times = []
     for other in store.collections():
         if other.startswith(collection_name(name.rpartition("__")[0], "")):
-            with suppress(StoreError, NotFoundError, ValueError, TypeError):  # reported by who asks for it
-                times.append(datetime.fromisoformat(store.metadata(other).created_at).astimezone(UTC))
-    return moment_after(max(times).isoformat() if times else None)
+            with suppress(StoreError, NotFoundError):  # reported by who asks for it
+                times.append(moment_of(store.metadata(other).created_at))
+    last = max((time for time in times if time is not None), default=None)
+    return moment_after(None if last is None else last.isoformat())
 
 
 def _metadata(run: Run, begun: str) -> Metadata:
@@ -293,6 +308,6 @@ def _metadata(run: Run, begun: str) -> Metadata:
         tool_version=__version__,
         debias=run.manifest.debias,
         origin=run.manifest.config.get("origin") or f"{socket.gethostname()}:{run.path}",
-        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},  # JSON has no NaN
+        metrics=metrics,
         measured_on=measured_on,
     )

@@ -417,6 +417,13 @@ SERVER_CASES = [
     ServerCase(
         "a token may not remove what it reads", token_for("movies"), ["runs", "rm", RUN], 2, "'movies' serves"
     ),
+    ServerCase(
+        "a token sees no history to roll back in",
+        token_for("movies"),
+        ["rollback"],
+        3,
+        "there is no other collection to return to",
+    ),
     *[
         ServerCase(
             f"alias named like a collection: {command[0]}",

@@ -566,7 +566,7 @@ def _shards_swapped(place: Folder, victim: Victim) -> None:
 
 
 def _collections_swapped(place: Folder, victim: Victim) -> None:
-    one, two = place.collection(victim.name), place.collection(victim.other)
+    one, two = place.record(victim.name).parent, place.record(victim.other).resolve(strict=True).parent
     spare = one.with_name("spare")
     one.rename(spare)
     two.rename(one)

@@ -82,12 +82,15 @@ def test_what_must_not_be_done_is_seen(text: str) -> None:
     assert list(deeds(ast.parse(text)))
 
 
-def test_the_package_asks_the_linter_for_one_exception_of_security() -> None:
-    lines = [
-        f"{path.relative_to(ROOT)}: {line.strip()}"
+# The one place that starts programs; a folder of mode 700 in shared memory, where every disk is full.
+EXCEPTIONS = [("embedstore/runs/programs.py", "S603"), ("embedstore/stores/edge.py", "S108")]
+
+
+def test_the_package_has_no_other_exception_from_the_rules_of_security() -> None:
+    found = [
+        (str(path.relative_to(ROOT)), rule)
         for path in sources()
         if path.relative_to(ROOT).parts[0] in ("embedstore", "loaders")
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if re.search(r"noqa:.*\bS\d", line)
+        for rule in re.findall(r"noqa:.*\b(S\d+)", path.read_text(encoding="utf-8"))
     ]
-    assert [line.partition(":")[0] for line in lines] == ["embedstore/runs/programs.py"], lines
+    assert sorted(found) == EXCEPTIONS

@@ -131,8 +131,9 @@ def test_an_array_reads_as_numpy_reads_it(array: npt.NDArray[Any], tmp_path: Pat
         (b"[" * 40 + b"]" * 40, "levels"),
         (b"[" * 90_000, "levels"),
         (b"[" + b"0," * 200_000 + b"0]", "values"),
-        (b"1e999", "not finite"),
-        (b"[NaN]", "not finite"),
+        (b"1e999", "beyond a float"),
+        (b"[-1e999]", "beyond a float"),
+        (b"9" * 400, "beyond a float"),
         (b"9" * 5000, "digits"),
         (b'{"\\ud800": 1}', "surrogates"),
         (b"\xff", "decode"),
@@ -141,6 +142,14 @@ def test_an_array_reads_as_numpy_reads_it(array: npt.NDArray[Any], tmp_path: Pat
 def test_json_is_bounded_and_can_be_printed(text: bytes, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         parse_json(text)
+
+
+def test_a_number_that_was_none_when_a_run_was_written_is_none(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    assert resealed(run, metrics={"ndcg@100": float("nan"), "x": float("-inf")}).manifest.metrics == {
+        "ndcg@100": None,
+        "x": None,
+    }
 
 
 def test_a_file_that_is_read_whole_has_4_mb_at_most(tmp_path: Path) -> None:

@@ -306,6 +306,17 @@ def test_drop_spares_what_an_alias_names(store: Store, run: Run) -> None:
         store.metadata("movies__two")
 
 
+def test_a_delete_is_of_all_that_was_written_before_it(store: Store, run: Run) -> None:
+    metadata = replace(metadata_of(run), count=0)
+    with store.writer():
+        store.create(NAME, metadata.spec, metadata)
+        for row in range(40):
+            store.upsert(NAME, points(run, row, row + 1))
+            store.delete(NAME, [row + 1])
+        store.flush(NAME)
+        assert store.count(NAME) == 0
+
+
 def test_a_point_that_other_hands_left_without_a_movie_is_named(store: Store, run: Run) -> None:
     made = points(run)
     for payload in ({}, {"title": "x"}, {"movie_id": None}, {"movie_id": [1]}):

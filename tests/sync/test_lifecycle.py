@@ -19,7 +19,7 @@ from embedstore.stores.connection import Connection
 from embedstore.stores.contract import Metadata, collection_name
 from embedstore.stores.edge import EdgeStore
 from embedstore.stores.server import ServerStore
-from embedstore.sync import gc, pin, promote_run, rollback, status, sync, unpin
+from embedstore.sync import gc, pin, plan, promote_run, rollback, status, sync, unpin
 from tests.backends import BACKENDS, EVERY_BACKEND
 from tests.builders import tiny_run
 from tests.server import LocalMode, clean, connection_of_tests, server_url
@@ -133,6 +133,16 @@ def test_rollback_names_the_nearest_that_works(store: Store) -> None:
     assert store.live("movies").collection == NAMES[0]
 
 
+def test_who_sees_no_list_of_aliases_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServerStore, "aliases", lambda self: {})  # as a token for one alias
+    shared = LocalMode()
+    with ServerStore("http://local-mode:6333", Connection(grpc_port=0), transport=shared) as store:
+        collections(store, 1)
+        promote_run(store, IDS[0])
+        with pytest.raises(NotFoundError, match=r"promoted 0 times.* no other collection to return to"):
+            rollback(store)
+
+
 def test_gc_takes_what_is_old_unpinned_and_named_by_no_alias(store: Store) -> None:
     collections(store, 5)
     store.promote("films", NAMES[0])
@@ -177,6 +187,14 @@ def test_a_collection_of_unknown_age_is_kept(store: Store, moment: str) -> None:
     changed(store, names[2], lambda metadata: replace(metadata, created_at=moment))
     assert deleted(store, keep=1) == [names[0]]
     assert why(store, names[2], keep=0) == "does not say when it was begun"
+
+
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00", "2026-12-01"])
+def test_a_time_that_nobody_can_mean_stops_no_sync(store: Store, runs: list[Run], moment: str) -> None:
+    collections(store, 1)
+    changed(store, NAMES[0], lambda metadata: replace(metadata, created_at=moment))
+    assert sync(runs[1], store).state == "created"
+    assert len(status(store)) == 2
 
 
 def test_gc_leaves_other_aliases_alone(store: Store) -> None:
@@ -241,6 +259,7 @@ def test_gc_finishes_a_deletion_that_was_begun(store: Store, runs: list[Run]) ->
         with pytest.raises(StoreError, match="is being deleted"):
             refused(store, IDS[0])
     assert store.metadata(NAMES[0]).pinned is None
+    assert plan(runs[0], store).state == "create"
     assert deleted(store, keep=3) == [NAMES[0]]
 
 

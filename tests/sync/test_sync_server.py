@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import embedstore.sync.upsert as upsert
-from embedstore.errors import StoreError, VerificationError
+from embedstore.errors import NotFoundError, StoreError, VerificationError
 from embedstore.runs.run import Run
 from embedstore.stores.contract import points
 from embedstore.stores.rest import anything
@@ -279,3 +279,12 @@ def test_flips_that_are_none_are_not_carried(store: ServerStore, run: Run, tmp_p
     store._rest.request("PATCH", f"/collections/{new}", {"metadata": {"promotions": [3, None, "x"]}})
     store.drop(old)
     assert [flip.collection for flip in store.promotions("movies")] == [old, new]
+
+
+def test_names_that_other_tools_gave_break_no_sentence(store: ServerStore, run: Run) -> None:
+    name = sync(run, store).collection
+    odd = {"create_alias": {"alias_name": "two\nlines", "collection_name": name}}
+    store._rest.request("POST", "/collections/aliases", {"actions": [odd]})
+    with pytest.raises(NotFoundError) as raised:
+        store.live("films")
+    assert "(aliases: movies, 'two\\nlines')" in str(raised.value)

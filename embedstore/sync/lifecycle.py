@@ -12,6 +12,7 @@ from embedstore.errors import EmbedstoreError, NotFoundError, StoreError, StoreU
 from embedstore.runs.debias import split_reference
 from embedstore.stores.base import Note, Promotion, Replica, Store
 from embedstore.stores.contract import Metadata, collection_name, moment_of, now, valid_alias
+from embedstore.sync.verify import mending
 
 __all__ = [
     "GcReport",
@@ -292,7 +293,7 @@ def _status_of(store: Store, name: str, aliases: tuple[str, ...], now: datetime)
         return Status(name, aliases, None, None, None, None, None, None, None, None, None, problem=str(error))
     begun = moment_of(metadata.created_at)
     points, problem = None, None
-    again = f"`embedstore sync {metadata.reference} --no-promote`"
+    again = mending(name, metadata.reference)
     if metadata.state == "deleting":
         problem = f"its deletion was begun; `embedstore gc` finishes it, {again} makes it anew"
     elif metadata.state != "sealed":

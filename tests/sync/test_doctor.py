@@ -343,7 +343,7 @@ def test_a_changed_point_is_found_by_a_deep_look(store: Store, run: Run) -> None
     (finding,) = found(store, run.path.parent, deep=True)
     assert (finding.name, finding.level) == ("live", "problem")
     assert "point 1 has another movie vector" in finding.text
-    assert finding.advice == f"repair it by `embedstore sync {RUN_ID} --no-promote`"
+    assert finding.advice == f"repair it by `embedstore sync {RUN_ID} --no-promote --alias movies`"
 
 
 def test_damaged_files_of_a_store_are_found_without_opening_them(store: Store, run: Run) -> None:

@@ -781,8 +781,10 @@ def _taken_over(name: str, found: Metadata) -> StoreLockedError:
 
 
 def _in_words(writer: object) -> str:
-    host, pid, _ = (*str(writer).split(":"), "", "")[:3]
-    return f"process {pid} on {host}"
+    host, pid, _ = (*str(writer or "").split(":"), "", "")[:3]
+    return (
+        f"process {pid} on {host}" if pid else "another process"
+    )  # which has finished by now, or is not ours
 
 
 def _is_dead(writer: str) -> bool:

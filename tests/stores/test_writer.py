@@ -126,8 +126,22 @@ def test_of_two_who_create_at_once_one_stops(opened: Callable[[], ServerStore], 
     first, second = opened(), opened()
     name = begun(first, run)
     second.exists = lambda name: False  # type: ignore[method-assign]  # it looked a moment too early
-    with first.writing(name), pytest.raises(StoreLockedError):
+    with first.writing(name), pytest.raises(StoreLockedError, match=r"by process \d+ on "):
         second.create(name, metadata_of(run).spec, metadata_of(run))
+
+
+def test_a_writer_that_ends_while_it_is_watched_is_another_process(
+    opened: Callable[[], ServerStore], run: Run
+) -> None:
+    store = opened()
+    made = store.metadata(begun(store, run, writer="elsewhere:2:cd"))
+    looks = iter([made, made, replace(made, state="sealed", writer=None, heartbeat="")])
+    store._fresh = lambda name: next(looks)  # type: ignore[method-assign]
+    with (
+        pytest.raises(StoreLockedError, match="is being written by another process; wait"),
+        store.writing(f"movies__{run.reference}"),
+    ):
+        pytest.fail("the other one had it")
 
 
 def test_a_deletion_that_was_cut_short_is_finished(opened: Callable[[], ServerStore], run: Run) -> None:

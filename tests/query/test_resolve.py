@@ -121,7 +121,7 @@ def test_another_tower_says_where_its_folder_is(store: Store, tmp_path: Path) ->
         (f"{here}:{run.path}", rf".*on {made.created_at[:10]}: {first}cp -r -- {run.path} \S+/`"),
         (
             f"{here}:{tmp_path}/x",
-            f"its folder was {tmp_path}/x and is gone: bring back a copy, or `.* rollback`",
+            f"bring back a copy of its folder, which was {tmp_path}/x and is gone, or `.* rollback`",
         ),
     ]:
         store.set_metadata(name, replace(made, origin=origin))

@@ -176,7 +176,8 @@ def print_report(report: SyncReport, *, seconds: float, no_promote: bool, as_jso
         click.echo(escape(f"alias {report.alias} stays on {report.previous or 'nothing'}"))
     else:
         click.echo(f"alias {report.alias} -> {report.collection}, as before")
-    _print_changes(report.changes)
+    if report.state != "resumed":  # that points are missing is why it was
+        _print_changes(report.changes)
 
 
 @click.command()

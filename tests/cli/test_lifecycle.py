@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,21 @@ def test_gates_are_shown_in_history(folder: Path, capsys: Capture) -> None:
         .startswith("    gate: ndcg@100 0.51, wanted 0.50; gate: b; embedstore ")
     )
     assert read(capsys, "history")[0]["gates"] == gates
+
+
+def test_a_resumed_sync_does_not_list_what_was_never_written(
+    folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("embedstore.cli.sync.progress_line", lambda: nullcontext(stop))
+        assert embedstore(["sync", IDS[3]]) == 130
+    assert told(capsys, "status").count("building") == 1
+    report, flip = told(capsys, "sync", IDS[3]).splitlines()
+    assert report.startswith(f"{NAMES[3]}: resumed, ")
+    assert flip == f"alias movies -> {NAMES[3]} (before: {NAMES[2]})"
 
 
 def test_gc_prints_the_same_dry_and_for_good(folder: Path, capsys: Capture) -> None:

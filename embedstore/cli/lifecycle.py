@@ -96,7 +96,7 @@ def rollback(back: int, store_location: str, alias: str, *, why: str, as_json: b
 
 @click.command()
 @click.argument("run")
-@why_option("`status` and `gc`")
+@why_option("`gc` and `status --json`")
 @_json_option
 @runs_option
 @store_option

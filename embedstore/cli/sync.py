@@ -71,6 +71,7 @@ def plan(
     """
     from embedstore.sync import plan as plan_sync
 
+    refuse_unasked(gates, no_promote=no_promote)
     with _store_if_there(store_location) as store:
         found = _find(runs_dir, run, store, debias)
         made = plan_sync(found, store, alias=alias, promote=not no_promote, gates=gates, runs_dir=runs_dir)

@@ -148,5 +148,8 @@ def bring(metadata: Metadata, runs_dir: Path) -> str:
         return f"{wanted} the machine that trained it"
     host, _, path = metadata.origin.partition(":")
     here = host == socket.gethostname()
+    if here and not Path(path).is_dir():
+        return f"its folder was {path} and is gone: bring back a copy, or `embedstore rollback`"
     command = ["cp" if here else "scp", "-r", "--", path if here else metadata.origin, f"{runs_dir}/"]
-    return f"{wanted} where it was on {metadata.created_at[:10]}: `{shlex.join(command)}`"
+    first = "" if runs_dir.is_dir() else f"{shlex.join(['mkdir', '-p', '--', str(runs_dir)])} && "
+    return f"{wanted} where it was on {metadata.created_at[:10]}: `{first}{shlex.join(command)}`"

@@ -283,7 +283,7 @@ def _alias(patient: _Patient, name: str, target: str, is_ours: bool) -> Findings
     metadata = store.metadata(target)
     owner = _owner(target, metadata)
     if metadata.state != "sealed":
-        finish = _command("sync", metadata.reference, owner)
+        finish = _command("sync", metadata.reference, owner, "--no-promote")
         advice = f"finish the run by {finish}, or point it elsewhere by {_command('rollback', '', name)}"
         yield Finding("aliases", "problem", f"{name} -> {target}, which is {metadata.state}", advice)
     elif owner != name:
@@ -316,7 +316,7 @@ def _collection(patient: _Patient, name: str) -> Findings:
     """Yield what is wrong with a collection itself."""
     store = patient.store
     metadata = store.metadata(name)
-    mend = _command("sync", metadata.reference, _owner(name, metadata))
+    mend = _command("sync", metadata.reference, _owner(name, metadata), "--no-promote")
     if metadata.state == "building":
         yield _building(patient, name, metadata)
     elif metadata.state == "deleting":
@@ -348,7 +348,8 @@ def _building(patient: _Patient, name: str, metadata: Metadata) -> Finding:
         "without a sign of life" if last is None else f"its last sign of life {_age(patient.now - last)} ago"
     )
     owner = _owner(name, metadata)
-    finish, delete = _command("sync", metadata.reference, owner), _command("gc --unfinished", "", owner)
+    finish = _command("sync", metadata.reference, owner, "--no-promote")
+    delete = _command("gc", "", owner, "--unfinished")
     advice = f"finish it by {finish}, or delete it by {delete}"
     return Finding("collections", "warning", f"{name} is unfinished, {since}", advice)
 
@@ -411,9 +412,9 @@ def _run(run: RunSummary, now: datetime, deep: bool) -> Findings:
 # Words
 
 
-def _command(verb: str, reference: str, alias: str) -> str:
+def _command(verb: str, reference: str, alias: str, *flags: str) -> str:
     """Return a command to paste: names of the server are quoted, since others chose them."""
-    words = ["embedstore", *verb.split(), *([reference] if reference else [])]
+    words = ["embedstore", verb, *([reference] if reference else []), *flags]
     return f"`{shlex.join(words if alias == _DEFAULT_ALIAS else [*words, '--alias', alias])}`"
 
 

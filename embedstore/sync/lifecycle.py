@@ -12,6 +12,7 @@ from embedstore.errors import EmbedstoreError, NotFoundError, StoreError, StoreU
 from embedstore.runs.debias import split_reference
 from embedstore.stores.base import Note, Promotion, Replica, Store
 from embedstore.stores.contract import Metadata, collection_name, moment_of, now, valid_alias
+from embedstore.sync.verify import mending
 
 __all__ = [
     "GcReport",
@@ -126,9 +127,10 @@ def rollback(store: Store, back: int = 1, *, alias: str = "movies", note: Note |
 
 def _no_way_back(store: Store, past: Sequence[str], live: str, back: int) -> str | None:
     """Return why an alias cannot return to what it named back promotions ago; None where it can."""
+    ago = f"{back} promotion{'s' * (back > 1)} ago"
     if back >= len(past):
-        return f"was promoted {len(past)} times, so there is no {back} promotions ago"
-    named = f"named {past[back]!r} {back} promotions ago, which"
+        return f"was promoted {len(past)} time{'s' * (len(past) > 1)}, so there is nothing {ago}"
+    named = f"named {past[back]!r} {ago}, which"
     if past[back] == live:
         return f"{named} it names now"
     try:
@@ -291,17 +293,18 @@ def _status_of(store: Store, name: str, aliases: tuple[str, ...], now: datetime)
         return Status(name, aliases, problem=str(error))
     begun = moment_of(metadata.created_at)
     points, problem = None, None
+    again = mending(name, metadata.reference)
     if metadata.state == "deleting":
-        problem = "its deletion was begun; `embedstore gc` finishes it, `embedstore sync` makes it anew"
+        problem = f"its deletion was begun; `embedstore gc` finishes it, {again} makes it anew"
     elif metadata.state != "sealed":
-        problem = "not finished; run `embedstore sync` to finish it"
+        problem = f"not finished; run {again} to finish it"
     else:
         try:
             points = store.count(name)
         except EmbedstoreError as error:
             problem = str(error)
         if points is not None and points != metadata.count:
-            problem = f"has {points} points, expected {metadata.count}; repair it with `embedstore sync`"
+            problem = f"has {points} points, expected {metadata.count}; repair it by {again}"
     return Status(
         collection=name,
         aliases=aliases,

@@ -77,6 +77,8 @@ def plan(
             try:
                 difference = compare(run, store, name, progress=progress)
                 state, write, delete = "repair", int(difference.rows.size), len(difference.extra)
+                if store.in_place and not difference:  # nobody can tell by its files, as on a folder
+                    state = "unchanged"
                 changes = tuple(difference.reasons)
             except StoreError as error:
                 state, changes = "rebuild", (str(error),)

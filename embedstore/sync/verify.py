@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from embedstore.data.features import Rows
 from embedstore.errors import RunError, StoreError, StoreUnreachableError, VerificationError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Progress, Store
-from embedstore.stores.contract import Metadata
+from embedstore.stores.contract import Metadata, collection_name
 from embedstore.sync.compare import compare
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "check_recall",
     "good",
     "measure_recall",
+    "mending",
     "told_of",
     "verify",
     "wrong_metadata",
@@ -66,7 +68,7 @@ def verify(
             "verify it with its own run"
         )
     if metadata.state != "sealed":
-        raise StoreError(f"collection {name!r} is not finished; run `embedstore sync` to finish it")
+        raise StoreError(f"collection {name!r} is not finished; finish it by {mending(name, run.reference)}")
     if metadata.fingerprint != run.fingerprint:
         raise VerificationError(
             f"collection {name!r} was made from other files of run {run.run_id} (fingerprint "
@@ -74,7 +76,7 @@ def verify(
             "delete the collection"
         )
     if wrong := wrong_metadata(metadata, run):
-        raise VerificationError(f"{wrong[0]}; repair it with `embedstore sync`")
+        raise VerificationError(f"{wrong[0]}; repair it by {mending(name, run.reference)}")
     try:
         recall = check(run, store, name, progress=progress)
     except StoreUnreachableError:
@@ -82,6 +84,12 @@ def verify(
     except StoreError as error:  # what cannot be read back is not what was written
         raise VerificationError(str(error)) from error
     return VerifyReport(name, run.run_id, len(run.movies), recall)
+
+
+def mending(name: str, reference: str) -> str:
+    """Return the command that makes collection name what its run says and leaves the aliases as they are."""
+    alias = name.removesuffix(collection_name("", reference))
+    return f"`{shlex.join(['embedstore', 'sync', reference, '--no-promote', '--alias', alias])}`"
 
 
 def told_of(run: Run) -> dict[str, Any]:
@@ -139,12 +147,12 @@ def _check_points(run: Run, store: Store, name: str, progress: Progress | None) 
         more = f" ({total} points differ)" if total > 1 else ""
         raise VerificationError(
             f"collection {name!r} is not run {run.run_id}: {difference.reasons[0]}{more}; "
-            "repair it with `embedstore sync`"
+            f"repair it by {mending(name, run.reference)}"
         )
     if count != len(run.movies):
         raise VerificationError(
             f"collection {name!r} counts {count} points, expected {len(run.movies)}; "
-            "repair it with `embedstore sync`"
+            f"repair it by {mending(name, run.reference)}"
         )
 
 
@@ -168,7 +176,7 @@ def _check_indexes(run: Run, store: Store, name: str) -> None:
         if found != wanted:
             raise VerificationError(
                 f"collection {name!r} finds {found} points of {what} through its index, expected {wanted}; "
-                "repair it with `embedstore sync`"
+                f"repair it by {mending(name, run.reference)}"
             )
 
 

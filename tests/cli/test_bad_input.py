@@ -208,7 +208,12 @@ CASES = [
     ),
     Case("no runs at all", ["sync"], 3, "no finished run in runs", remove("runs")),
     Case("runs is a file", ["sync", "--runs", "file"], 3, "no finished run in file"),
-    Case("a promotion that never was", [*QUERY, "--run", "@movies~7"], 3, "was promoted 1 times"),
+    Case(
+        "a promotion that never was",
+        [*QUERY, "--run", "@movies~7"],
+        3,
+        "was promoted 1 time, so there is nothing 7",
+    ),
     Case("an alias that is not there", [*QUERY, "--run", "@other"], 3, "alias 'other' is not in the store"),
     Case(
         "manifest of a newer schema",

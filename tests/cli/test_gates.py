@@ -93,6 +93,7 @@ def test_promote_asks_gates_too(capsys: Capture) -> None:
     [
         (["sync", "--gate", "ndcg"], "gate 'ndcg' cannot be read"),
         (["plan", "--gate", "ndgc@10>1"], "unknown metric 'ndgc@10'"),
+        (["plan", "--no-promote", "--gate", "ndcg@10>0"], "so no gate is asked; see `plan --gate`"),
         (["promote", NEW, "--gate", "overlap@10>live"], "overlap is with the live run already"),
         (["sync", "--no-promote", "--gate", "ndcg@10>0"], "so no gate is asked; see `plan --gate`"),
         (["watch", "--once", "--no-promote", "--gate", "ndcg@10>0"], "so no gate is asked"),

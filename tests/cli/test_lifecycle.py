@@ -177,7 +177,9 @@ class Case:
 NO_FILMS = "alias 'films' is not in the store (aliases: movies)"
 CASES = {
     "nothing before": Case(
-        ["rollback", "7"], 3, "there is no 7 promotions ago; `embedstore rollback 2 --alias movies` returns"
+        ["rollback", "7"],
+        3,
+        "there is nothing 7 promotions ago; `embedstore rollback 2 --alias movies` returns",
     ),
     "not the past": Case(["rollback", "0"], 2, "0 promotions ago is not in the past; expected 1 or more"),
     "not a number": Case(["rollback", "one"], 2, "'one' is not a valid integer"),

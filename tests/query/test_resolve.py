@@ -112,14 +112,20 @@ def test_nothing_is_restored_unasked(store: Store, runs: Path, tmp_path: Path) -
 
 
 def test_another_tower_says_where_its_folder_is(store: Store, tmp_path: Path) -> None:
-    sync(tiny_run(tmp_path, additive=False, run_id=OLD), store)
+    run = tiny_run(tmp_path, additive=False, run_id=OLD)
+    sync(run, store)
     made, name = store.metadata(f"movies__{OLD}"), f"movies__{OLD}"
-    for origin, command in [
-        ("trainer:/srv/my runs/x", r"`scp -r -- 'trainer:/srv/my runs/x' .*elsewhere/`"),
-        (f"{os.uname().nodename}:/srv/runs/x", r"`cp -r -- /srv/runs/x .*elsewhere/`"),
+    here, first = os.uname().nodename, r"`mkdir -p -- \S+elsewhere && "
+    for origin, advice in [
+        ("trainer:/srv/my runs/x", rf".*{first}scp -r -- 'trainer:/srv/my runs/x' \S+elsewhere/`"),
+        (f"{here}:{run.path}", rf".*on {made.created_at[:10]}: {first}cp -r -- {run.path} \S+/`"),
+        (
+            f"{here}:{tmp_path}/x",
+            f"its folder was {tmp_path}/x and is gone: bring back a copy, or `.* rollback`",
+        ),
     ]:
         store.set_metadata(name, replace(made, origin=origin))
-        expected = rf"dense tower is in its folder alone; .*on {made.created_at[:10]}: {command}"
+        expected = rf"dense tower is in its folder alone; {advice}"
         with pytest.raises(NotFoundError, match=expected):
             resolve(store, tmp_path / "elsewhere", restored=list[str]().append)
     assert not (tmp_path / "elsewhere").exists()

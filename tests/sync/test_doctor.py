@@ -141,7 +141,7 @@ def test_an_unfinished_collection_names_the_ways_on(store: Store, run: Run) -> N
     assert finding.level == "warning"
     assert finding.text == f"{NAME} is unfinished, its last sign of life 3 h ago"
     assert finding.advice == (
-        f"finish it by `embedstore sync {RUN_ID}`, or delete it by `embedstore gc --unfinished`"
+        f"finish it by `embedstore sync {RUN_ID} --no-promote`, or delete it by `embedstore gc --unfinished`"
     )
 
 
@@ -245,7 +245,7 @@ def test_aliases_that_name_what_is_foreign_or_unfinished(run: Run) -> None:
     unfinished = findings.pop(f"films -> {NAME}, which is building")
     assert unfinished.level == "problem"
     assert unfinished.advice == (
-        f"finish the run by `embedstore sync {RUN_ID}`, or point it elsewhere by "
+        f"finish the run by `embedstore sync {RUN_ID} --no-promote`, or point it elsewhere by "
         "`embedstore rollback --alias films`"
     )
     other = findings.pop("other -> theirs, which is no collection of embedstore")
@@ -308,7 +308,7 @@ def test_points_that_are_gone_are_a_problem_that_comes_first(run: Run) -> None:
         "collections",
         "problem",
         f"{NAME}: has 39 points, expected 40",
-        f"mend it by `embedstore sync {RUN_ID}`",
+        f"mend it by `embedstore sync {RUN_ID} --no-promote`",
     )
 
 
@@ -343,7 +343,7 @@ def test_a_changed_point_is_found_by_a_deep_look(store: Store, run: Run) -> None
     (finding,) = found(store, run.path.parent, deep=True)
     assert (finding.name, finding.level) == ("live", "problem")
     assert "point 1 has another movie vector" in finding.text
-    assert finding.advice == "repair it with `embedstore sync`"
+    assert finding.advice == f"repair it by `embedstore sync {RUN_ID} --no-promote --alias movies`"
 
 
 def test_damaged_files_of_a_store_are_found_without_opening_them(store: Store, run: Run) -> None:
@@ -356,7 +356,7 @@ def test_damaged_files_of_a_store_are_found_without_opening_them(store: Store, r
             "collections",
             "problem",
             f"{NAME}: its files are not those that were sealed",
-            f"mend it by `embedstore sync {RUN_ID}`",
+            f"mend it by `embedstore sync {RUN_ID} --no-promote`",
         )
     ]
     assert sync(run, store).state == "rebuilt"

@@ -16,6 +16,7 @@ from embedstore.runs.manifest import MANIFEST, digest_of, with_digest
 from embedstore.runs.run import Run
 from embedstore.runs.tower import AdditiveTower, DenseTower, TowerInput, TowerLayer
 from embedstore.runs.writer import rated_movies, write_run
+from embedstore.stores.contract import Metadata
 
 GENRES = ("Action", "Comedy", "Drama", "Film-Noir", "Sci-Fi")
 
@@ -107,6 +108,21 @@ def tiny_run(
         run_id=run_id,
     )
     return Run.load(path)
+
+
+def metadata_of(run: Run) -> Metadata:
+    """Return the metadata of a collection of run that is being built."""
+    return Metadata(
+        state="building",
+        run_id=run.run_id,
+        dim=run.embedding_dim,
+        count=len(run.movies),
+        tower=run.manifest.tower,
+        fingerprint=run.fingerprint,
+        created_at="2026-01-01T00:00:00+00:00",
+        heartbeat="2026-01-01T00:00:00+00:00",
+        tool_version="0",
+    )
 
 
 def with_value(run: Run, name: str, at: tuple[int, ...], value: float) -> Run:

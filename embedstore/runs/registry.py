@@ -13,7 +13,7 @@ from embedstore.runs.evaluation import evaluation_path
 from embedstore.runs.manifest import MANIFEST, Manifest, read_manifest
 from embedstore.runs.run import Run
 
-__all__ = ["RunSummary", "find_run", "list_runs", "remove_run", "run_folders"]
+__all__ = ["LIVE", "RUN_ID", "RunSummary", "find_run", "list_runs", "remove_run", "run_folders"]
 
 RUN_ID = re.compile(r"\d{8}t\d{6}-[0-9a-f]{4}")
 LIVE = re.compile(r"@(?P<alias>[^~]+)(?:~(?P<back>\d+))?")

@@ -379,7 +379,7 @@ class ServerStore(Store):
         for name in self._all_names():
             with suppress(OverloadedError):  # what has lost its last replica cannot be returned to either
                 content = self._metadata_of(name, seconds=_LOST_SECONDS) or {}
-                run_ids[name] = str(content.get("run_id"))
+                run_ids[name] = str(content.get("run_id") or "")
                 for flip in _noted(content, name, alias):
                     found[flip.at, flip.collection] = flip
         flips: list[Promotion] = []

@@ -39,15 +39,15 @@ class Status:
 
     collection: str
     aliases: tuple[str, ...]
-    run_id: str | None
-    state: str | None
-    count: int | None
-    points: int | None
-    dim: int | None
-    tower: str | None
-    created_at: str | None
-    age_seconds: float | None
-    promoted_at: str | None
+    run_id: str | None = None
+    state: str | None = None
+    count: int | None = None
+    points: int | None = None
+    dim: int | None = None
+    tower: str | None = None
+    created_at: str | None = None
+    age_seconds: float | None = None
+    promoted_at: str | None = None
     debias: float | None = None
     problem: str | None = None
     replicas: Sequence[Replica] = ()
@@ -290,7 +290,7 @@ def _status_of(store: Store, name: str, aliases: tuple[str, ...], now: datetime)
         metadata = store.metadata(name)
         flips = store.promotions(aliases[0]) if aliases else []
     except EmbedstoreError as error:
-        return Status(name, aliases, None, None, None, None, None, None, None, None, None, problem=str(error))
+        return Status(name, aliases, problem=str(error))
     begun = moment_of(metadata.created_at)
     points, problem = None, None
     again = mending(name, metadata.reference)

@@ -37,11 +37,11 @@ from embedstore.query.recommend import recommend
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Query, Store, open_store
 from embedstore.stores.connection import Connection
-from embedstore.stores.contract import INDEXES, Metadata, PointBatch, PointId, collection_name, now, points
+from embedstore.stores.contract import INDEXES, PointBatch, PointId, collection_name, points
 from embedstore.stores.server import ServerStore
 from embedstore.sync import gc, pin, plan, promote_run, rollback, status, sync, unpin, verify
 from embedstore.sync.doctor import doctor
-from tests.builders import tiny_run
+from tests.builders import metadata_of, tiny_run
 from tests.faults.hands import THEIRS, Act, Folder, Place, Remote, Victim, acts_on, remove
 from tests.faults.report import Count, StoreKind, Tally
 from tests.server import LocalMode
@@ -627,20 +627,6 @@ class Hands(RuleBasedStateMachine):
         for name in sorted(self.world.disturbed):
             if name in self.world.disturbed:
                 self.world.settle(name)
-
-
-def metadata_of(run: Run) -> Metadata:
-    return Metadata(
-        state="building",
-        run_id=run.run_id,
-        dim=run.embedding_dim,
-        count=len(run.movies),
-        tower=run.manifest.tower,
-        fingerprint=run.fingerprint,
-        created_at=now(),
-        heartbeat=now(),
-        tool_version="0",
-    )
 
 
 class _Kept(LocalMode):

@@ -14,9 +14,9 @@ import pytest
 from embedstore.errors import NotFoundError, StoreError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Note, Promotion, Store, moment_after, who
-from embedstore.stores.contract import Metadata, PointBatch, points
+from embedstore.stores.contract import PointBatch, points
 from tests.backends import BACKENDS, EVERY_BACKEND
-from tests.builders import tiny_run
+from tests.builders import metadata_of, tiny_run
 
 NAME = "movies__one"
 
@@ -30,20 +30,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return tiny_run(tmp_path)
-
-
-def metadata_of(run: Run) -> Metadata:
-    return Metadata(
-        state="building",
-        run_id=run.run_id,
-        dim=run.embedding_dim,
-        count=len(run.movies),
-        tower=run.manifest.tower,
-        fingerprint=run.fingerprint,
-        created_at="2026-01-01T00:00:00+00:00",
-        heartbeat="2026-01-01T00:00:00+00:00",
-        tool_version="0",
-    )
 
 
 def fill(store: Store, run: Run, name: str = NAME, *, batch: PointBatch | None = None) -> None:

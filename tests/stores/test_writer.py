@@ -21,9 +21,8 @@ from embedstore.stores.connection import Connection
 from embedstore.stores.contract import Metadata, now
 from embedstore.stores.server import ServerStore
 from embedstore.sync import sync, verify
-from tests.builders import tiny_run
+from tests.builders import metadata_of, tiny_run
 from tests.server import LocalMode, clean, connection_of_tests, server_url
-from tests.stores.test_store import metadata_of
 
 BEAT = 0.05
 

@@ -154,6 +154,15 @@ def test_a_flip_whose_note_is_lost_is_told_of_by_the_next(
     assert [(flip.run_id, bool(flip.at)) for flip in store.promotions("movies")] == flips
 
 
+def test_a_flip_from_a_collection_of_others_names_it(store: ServerStore, run: Run) -> None:
+    store._rest.request("PUT", "/collections/movies__theirs", {"vectors": {"size": 4, "distance": "Dot"}})
+    sync(run, store, promote=False)
+    move = {"create_alias": {"alias_name": "movies", "collection_name": "movies__theirs"}}
+    store._rest.request("POST", "/collections/aliases", {"actions": [move]})
+    assert promote_run(store, run.run_id)
+    assert [flip.run_id for flip in store.promotions("movies")] == ["theirs", run.run_id]
+
+
 def test_a_collection_of_something_else_under_our_name_is_refused(store: ServerStore, run: Run) -> None:
     store._rest.request("PUT", COLLECTION, {"vectors": {"size": 4, "distance": "Dot"}})
     with pytest.raises(StoreError, match="not made by embedstore"):

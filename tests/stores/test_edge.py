@@ -16,7 +16,7 @@ import pytest
 from embedstore.errors import EmbedstoreError, NotFoundError, StoreError, StoreLockedError, VerificationError
 from embedstore.runs.manifest import digest_of
 from embedstore.runs.run import Run
-from embedstore.stores import edge
+from embedstore.stores import shards
 from embedstore.stores.base import open_store
 from embedstore.sync import promote_run, sync, verify
 from embedstore.sync.doctor import doctor
@@ -211,7 +211,7 @@ def test_a_large_file_is_read_once_and_again_when_it_was_written_to(
         read.append(path.name)
         return digest_of(path)
 
-    monkeypatch.setattr(edge, "digest_of", noting)
+    monkeypatch.setattr(shards, "digest_of", noting)
     large = next(shard_of(folder).glob("segments/*/vector_storage/vectors/chunk_0.mmap"))
 
     def search() -> int:

@@ -126,6 +126,7 @@ def test_a_resumed_sync_does_not_list_what_was_never_written(
 
     with monkeypatch.context() as patched:
         patched.setattr("embedstore.cli.sync.progress_line", lambda: nullcontext(stop))
+        patched.setattr("embedstore.sync.upsert._BATCH", 3)  # 3 of 8 are written
         assert embedstore(["sync", IDS[3]]) == 130
     assert told(capsys, "status").count("building") == 1
     report, flip = told(capsys, "sync", IDS[3]).splitlines()

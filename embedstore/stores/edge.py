@@ -24,18 +24,15 @@ stay it is not read again. collection.json and the aliases carry a digest of the
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-import stat
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -48,7 +45,7 @@ import qdrant_edge as edge
 from embedstore.data.features import MovieId
 from embedstore.errors import NotFoundError, StoreDamagedError, StoreError, StoreLockedError, UsageError
 from embedstore.runs.files import open_file, parse_json, read_small
-from embedstore.runs.manifest import damage_of, digest_of, replace_file, sync_path, with_digest
+from embedstore.runs.manifest import damage_of, replace_file, sync_path, with_digest
 from embedstore.runs.programs import run_program
 from embedstore.runs.scratch import scratch_folder
 from embedstore.stores.base import NO_FILTERS, Filters, Hit, Note, Promotion, Query, Store, moment_after
@@ -67,6 +64,25 @@ from embedstore.stores.contract import (
     rows_of,
     valid_alias,
 )
+from embedstore.stores.shards import (
+    EDGE_CONFIG,
+    EDGE_UNFINISHED,
+    SHARD_BYTES,
+    allocated,
+    copy_tree,
+    digests_of,
+    expected_bytes,
+    files_of,
+    home_of_scratch,
+    is_large,
+    link_tree,
+    refuse_links,
+    remove,
+    remove_unfinished,
+    require_room,
+    stamp,
+    sync_tree,
+)
 
 __all__ = ["EdgeStore"]
 
@@ -79,28 +95,17 @@ _RECORD_FIELDS = ("schema", "metadata", "generation", "files", "edge_config")
 _ALIAS_FIELDS = ("schema", "collection", "promotions")
 _SYNC_AGAIN = "run `embedstore sync` with its run again"
 _PROMOTE_AGAIN = "promote a run again"
-_EDGE_CONFIG = "edge_config.json"
-_SEGMENT = "segment.json"
-_EDGE_UNFINISHED = ".atomicwrite"
 _EDGE_SECONDS = 60.0  # far more than Edge takes from making such a folder to removing it
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,250}")
 _PROMOTIONS_KEPT = 100
 _BATCH_QUERIES = 64
-_BLOCK = 1 << 20
 _WIDEST = 1 << 16  # of vectors: Qdrant's own bound
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
-_READ_EACH_TIME = 1 << 20  # bytes: Edge touches the smaller files whenever it opens or closes a shard
 _LOADING_SECONDS = 5
 _IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 _INDEX_TYPES = {"keyword": edge.PayloadSchemaType.Keyword, "integer": edge.PayloadSchemaType.Integer}
 _EXACT = edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10000)
 
-# Real use of a shard, measured with benchmarks/sync.py: vectors, then id tables, payload and
-# indexes per point, then the first pages of all files.
-_POINT_BYTES = 1000
-_SHARD_BYTES = 4 << 20
-_CHUNK = 32 << 20  # of vectors, most of it a hole in a small collection
-_HOLES = 18 << 20  # in the other files
 _ROOM_TO_OPEN = 1 << 20  # Edge writes edge_config.json and segment.json
 
 
@@ -202,9 +207,9 @@ class EdgeStore(Store):
                 if self._record(name).sealed:
                     raise StoreError(f"collection {name!r} exists and is sealed; use revise to change it")
             self._abandon(name)
-            self._require_room(_expected_bytes(metadata.count, spec, self.path))
+            require_room(self.path, expected_bytes(metadata.count, spec, self.path))
             folder = self.path / "collections" / name
-            _remove(folder)
+            remove(folder)
             generation = _new_generation()
             (folder / generation).mkdir(parents=True)
             shard = _create_shard(folder / generation, spec)
@@ -233,14 +238,18 @@ class EdgeStore(Store):
             folder = self.path / "collections" / name
             generation = _new_generation()
             if empty:
-                self._require_room(_expected_bytes(record.metadata.count, record.metadata.spec, self.path))
+                require_room(
+                    self.path, expected_bytes(record.metadata.count, record.metadata.spec, self.path)
+                )
                 (folder / generation).mkdir()
                 shard = _create_shard(folder / generation, record.metadata.spec)
             else:
                 source = folder / record.generation
                 self._check_sizes(name, record)
-                self._require_room(_allocated(source) + _expected_bytes(0, record.metadata.spec, self.path))
-                _copy_tree(source, folder / generation)
+                require_room(
+                    self.path, allocated(source) + expected_bytes(0, record.metadata.spec, self.path)
+                )
+                copy_tree(source, folder / generation)
                 if not self.intact(name):
                     _try_to_load(name, folder / generation, record)
                 shard = _load_shard(folder / generation, record)
@@ -311,10 +320,10 @@ class EdgeStore(Store):
             return False
         folder = self.path / "collections" / name / record.generation
         try:
-            sizes = {key: path.stat().st_size for key, path in _files(folder)}
+            sizes = {key: path.stat().st_size for key, path in files_of(folder)}
             if sizes != {key: entry["bytes"] for key, entry in record.files.items()}:
                 return False
-            digests = _digests(dict(_files(folder)))
+            digests = digests_of(dict(files_of(folder)))
         except OSError:
             return False
         return digests == {key: entry["sha256"] for key, entry in record.files.items()}
@@ -335,19 +344,19 @@ class EdgeStore(Store):
             with _engine(f"collection {name!r} cannot be closed"):
                 writing.shard.close()
             del self._writing[name]
-            _remove_unfinished(shard_folder.rglob(f"{_EDGE_UNFINISHED}*"))
-            _sync_tree(shard_folder)
-            sizes = {key: path.stat().st_size for key, path in _files(shard_folder)}
+            remove_unfinished(shard_folder.rglob(f"{EDGE_UNFINISHED}*"))
+            sync_tree(shard_folder)
+            sizes = {key: path.stat().st_size for key, path in files_of(shard_folder)}
             files = {
                 key: {"bytes": sizes[key], "sha256": digest}
-                for key, digest in _digests(dict(_files(shard_folder))).items()
+                for key, digest in digests_of(dict(files_of(shard_folder))).items()
             }
-            config = (shard_folder / _EDGE_CONFIG).read_text(encoding="utf-8")
+            config = (shard_folder / EDGE_CONFIG).read_text(encoding="utf-8")
             pinned = self._record(name).metadata.pinned
             sealed = replace(metadata, state="sealed", writer=None, pinned=pinned)
             sync_path(folder)
             record = _Record(sealed, writing.generation, files, config)
-            _keep_stamps(folder, record, {key: _stamp(path) for key, path in _files(shard_folder)})
+            _keep_stamps(folder, record, {key: stamp(path) for key, path in files_of(shard_folder)})
             replace_file(folder / _RECORD, record.to_json())
             _remove_other_generations(folder, writing.generation)
 
@@ -364,11 +373,11 @@ class EdgeStore(Store):
             folder = self.path / "collections" / name
             (folder / _RECORD).unlink()
             sync_path(folder)
-            _remove(folder)
+            remove(folder)
 
     def size(self, name: str) -> int | None:
         try:
-            return _allocated(self.path / "collections" / name)
+            return allocated(self.path / "collections" / name)
         except OSError:  # being deleted, or of another user
             return None
 
@@ -512,7 +521,7 @@ class EdgeStore(Store):
         for name in self.collections():
             with suppress(StoreError, NotFoundError):  # a damaged one is reported by whoever asks for it
                 specs.append(self.metadata(name))
-        needed = max((_expected_bytes(found.count, found.spec, self.path) for found in specs), default=0)
+        needed = max((expected_bytes(found.count, found.spec, self.path) for found in specs), default=0)
         return shutil.disk_usage(self.path).free, needed
 
     def _acquire(self) -> None:
@@ -544,15 +553,15 @@ class EdgeStore(Store):
             if folder.is_symlink():  # what is behind it is none of ours
                 continue
             if not (folder / _RECORD).exists():
-                _remove(folder)
+                remove(folder)
                 continue
             with suppress(StoreError):  # a damaged record is reported by whoever asks for it
                 generation = self._record(folder.name).generation
                 _remove_other_generations(folder, generation)
                 # Readers write a file at the top of a shard as they open it, and one in each segment.
                 for where in ("", "segments/*/"):
-                    left = (folder / generation).glob(f"{where}{_EDGE_UNFINISHED}*")
-                    _remove_unfinished(left, after=_EDGE_SECONDS)
+                    left = (folder / generation).glob(f"{where}{EDGE_UNFINISHED}*")
+                    remove_unfinished(left, after=_EDGE_SECONDS)
         for leftover in [*self.path.glob(".*.tmp"), *(self.path / "aliases").glob(".*.tmp")]:
             leftover.unlink(missing_ok=True)
 
@@ -622,8 +631,8 @@ class EdgeStore(Store):
         if record.sealed:
             raise StoreError(f"collection {name!r} is sealed; use revise to change it")
         folder = self.path / "collections" / name / record.generation
-        expected = _expected_bytes(record.metadata.count, record.metadata.spec, self.path)
-        self._require_room(max(expected - _allocated(folder), _SHARD_BYTES))
+        expected = expected_bytes(record.metadata.count, record.metadata.spec, self.path)
+        require_room(self.path, max(expected - allocated(folder), SHARD_BYTES))
         _try_to_load(name, folder, record)  # a kill or a power cut may have torn it
         shard = _load_shard(folder, record)
         _reindex(shard)
@@ -670,20 +679,20 @@ class EdgeStore(Store):
         changed = self._changed_file(name, record)
         if changed is not None and not doubtful:
             raise _damaged(name, f"{changed} does not have the sha256 that was sealed")
-        config = folder / _EDGE_CONFIG
+        config = folder / EDGE_CONFIG
         with ExitStack() as copy:
             read_only = not os.access(folder, os.W_OK) or (config.exists() and not os.access(config, os.W_OK))
             full = not read_only and shutil.disk_usage(folder).free < _ROOM_TO_OPEN
             if read_only or full:
-                home = _home_of_scratch()
+                home = home_of_scratch()
                 with _disk(home):
                     scratch = copy.enter_context(scratch_folder(home))
                     if full:
-                        _link_tree(folder, scratch / record.generation)
+                        link_tree(folder, scratch / record.generation)
                     else:
-                        needed = _allocated(folder) + _expected_bytes(0, record.metadata.spec, home)
-                        _require_room(home, needed)
-                        _copy_tree(folder, scratch / record.generation)
+                        needed = allocated(folder) + expected_bytes(0, record.metadata.spec, home)
+                        require_room(home, needed)
+                        copy_tree(folder, scratch / record.generation)
                 folder = scratch / record.generation
             if changed is not None:
                 _try_to_load(name, folder, record, linked=full)
@@ -707,27 +716,14 @@ class EdgeStore(Store):
         known = _stamps(folder, record)
         with _disk(folder):
             paths = {key: folder / record.generation / key for key in record.files}
-            stamps = {key: _stamp(path) for key, path in paths.items()}
+            stamps = {key: stamp(path) for key, path in paths.items()}
             unread = [key for key in paths if known.get(key) != stamps[key]]
-            digests = _digests({key: paths[key] for key in unread})
+            digests = digests_of({key: paths[key] for key in unread})
         changed = next((key for key in unread if digests[key] != record.files[key]["sha256"]), None)
-        if changed is None and any(_is_large(stamps[key]) for key in unread):
+        if changed is None and any(is_large(stamps[key]) for key in unread):
             with suppress(OSError):  # a store that cannot be written to is read in full each time
                 _keep_stamps(folder, record, stamps)
         return changed
-
-    def _require_room(self, needed: int) -> None:
-        _require_room(self.path, needed)
-
-
-def _require_room(path: Path, needed: int) -> None:
-    """Raise StoreError where the disk lacks the room: a full disk under a memory map ends the process."""
-    free = shutil.disk_usage(path).free
-    if free < needed:
-        raise StoreError(
-            f"the disk of {path} has {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB are needed; "
-            "make room or choose another --store"
-        )
 
 
 def _make_store(path: Path) -> None:
@@ -846,20 +842,20 @@ def _mend_config(folder: Path, record: _Record, *, linked: bool = False) -> None
     """Put back the configuration of a sealed shard: with another, Edge may misread it, or take a WAL.
 
     Raises StoreError where there is none that fits, and for a link in folder, which Edge would follow.
-    linked: the links are those of _link_tree.
+    linked: the links are those of link_tree.
     """
     if not folder.is_dir():
         return
     found: Any = None
     with _disk(folder):
-        for _ in () if linked else _walk(folder):
-            pass
+        if not linked:
+            refuse_links(folder)
         with suppress(StoreError, OSError):
-            found = _read_json(folder, _EDGE_CONFIG, "")
+            found = _read_json(folder, EDGE_CONFIG, "")
         if record.edge_config is not None and found != parse_json(record.edge_config.encode()):
-            replace_file(folder / _EDGE_CONFIG, record.edge_config.encode())
+            replace_file(folder / EDGE_CONFIG, record.edge_config.encode())
         elif not _is_config(found):
-            raise StoreError(f"{folder / _EDGE_CONFIG} is damaged; {_SYNC_AGAIN}")
+            raise StoreError(f"{folder / EDGE_CONFIG} is damaged; {_SYNC_AGAIN}")
 
 
 def _is_config(content: Any) -> bool:
@@ -904,80 +900,6 @@ def _close(shard: edge.EdgeShard) -> None:
         shard.close()
 
 
-def _expected_bytes(count: int, spec: CollectionSpec, path: Path) -> int:
-    """Return how much room a shard of count points takes at most on the disk of path."""
-    kinds = 2 if spec.additive else 1
-    written = count * (spec.dim * 4 * kinds + _POINT_BYTES) + _SHARD_BYTES
-    return written + (_HOLES + kinds * _CHUNK if _in_memory(path) else 0)
-
-
-def _in_memory(path: Path) -> bool:
-    """Whether path is on a tmpfs, where a hole of a file takes room once it is read through a memory map."""
-    device = path.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    with suppress(OSError):
-        mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text("utf-8").splitlines()]
-        return any(part[2] == wanted and part[part.index("-") + 1] == "tmpfs" for part in mounts)
-    return False
-
-
-def _home_of_scratch() -> Path:
-    """Return where files can be kept for a moment, be all disks full."""
-    try:
-        return Path(tempfile.gettempdir())
-    except FileNotFoundError:
-        return Path("/dev/shm")  # noqa: S108 - scratch_folder makes a folder of mode 700 in it
-
-
-def _files(folder: Path) -> list[tuple[str, Path]]:
-    """Return the sealed files of a shard by their path within it, in ascending order."""
-    paths = [Path(base, name) for base, names in _walk(folder) for name in names]
-    keyed = [(path.relative_to(folder).as_posix(), path) for path in paths]
-    return sorted(pair for pair in keyed if pair[0] != _EDGE_CONFIG)
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield every folder of a shard and its files, but for those of a write that Edge has not finished.
-
-    Raises OSError for what is neither: a link, a pipe.
-    """
-    for base, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(_EDGE_UNFINISHED)]
-        for name in (*folders, *names):
-            with suppress(FileNotFoundError):  # what another reader wrote for a moment
-                mode = os.lstat(Path(base, name)).st_mode
-                if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-                    raise OSError(errno.ELOOP, "a link, or no regular file", str(Path(base, name)))
-        yield base, names
-
-
-def _digests(files: Mapping[str, Path]) -> dict[str, str]:
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(2) as pool:  # hashing releases the GIL
-        return dict(zip(files, pool.map(_digest, files.values()), strict=True))
-
-
-def _digest(path: Path) -> str:
-    if path.name != _SEGMENT or path.stat().st_size > _BLOCK:
-        return digest_of(path)
-    # Edge writes this file at every close, its keys in an order that varies.
-    content = path.read_bytes()
-    with suppress(ValueError, RecursionError):
-        content = json.dumps(json.loads(content), sort_keys=True).encode()
-    return hashlib.sha256(content).hexdigest()
-
-
-def _stamp(path: Path) -> list[int]:
-    """Return what changes where a file is written to or replaced, its size third."""
-    status = path.stat()
-    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _is_large(stamp: Sequence[int]) -> bool:
-    return stamp[2] > _READ_EACH_TIME
-
-
 def _stamps(folder: Path, record: _Record) -> Mapping[str, Sequence[int]]:
     """Return the stamps that the large files of a collection had when they were found right."""
     try:
@@ -991,7 +913,7 @@ def _stamps(folder: Path, record: _Record) -> Mapping[str, Sequence[int]]:
 
 
 def _keep_stamps(folder: Path, record: _Record, stamps: Mapping[str, Sequence[int]]) -> None:
-    large = {key: stamp for key, stamp in stamps.items() if _is_large(stamp)}
+    large = {key: stamp for key, stamp in stamps.items() if is_large(stamp)}
     replace_file(folder / _CHECKED, json.dumps({"generation": record.generation, "files": large}).encode())
 
 
@@ -999,69 +921,11 @@ def _damaged(name: str, what: str) -> StoreError:
     return StoreError(f"collection {name!r} is damaged: {what}; repair it with `embedstore sync`")
 
 
-def _allocated(folder: Path) -> int:
-    return sum(path.stat().st_blocks * 512 for _, path in _files(folder))
-
-
-def _copy_tree(source: Path, target: Path) -> None:
-    """Copy a shard, leaving the holes of its sparse files holes."""
-    for base, names in _walk(source):
-        folder = target / Path(base).relative_to(source)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            with open(Path(base, name), "rb") as old, open(folder / name, "wb") as new:
-                while block := old.read(_BLOCK):
-                    if block.count(0) == len(block):
-                        new.seek(len(block), os.SEEK_CUR)
-                    else:
-                        new.write(block)
-                new.truncate(new.tell())
-
-
-def _link_tree(source: Path, target: Path) -> None:
-    """Make a shard of the large files of another: links to its folders, copies of what Edge replaces."""
-    for _ in _walk(source):  # has no link of other hands
-        pass
-    target.mkdir(parents=True)
-    for path in source.iterdir():
-        if path.is_file():
-            shutil.copy(path, target / path.name)
-        elif (source / _SEGMENT).exists():
-            (target / path.name).symlink_to(path.resolve())
-        elif not path.name.startswith(_EDGE_UNFINISHED):
-            _link_tree(path, target / path.name)
-
-
-def _sync_tree(folder: Path) -> None:
-    for base, names in _walk(folder):
-        for name in names:
-            sync_path(Path(base, name))
-        sync_path(Path(base))
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or folder; a folder is moved away first, since a reader may just be writing to it."""
-    if path.is_dir() and not path.is_symlink():
-        doomed = path.with_name(f".{secrets.token_hex(4)}.removed")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _remove_other_generations(folder: Path, generation: str) -> None:
     kept = {_RECORD, _CHECKED, generation}
     for child in list(folder.iterdir()):
         if child.name not in kept:
-            _remove(child)
-
-
-def _remove_unfinished(found: Iterable[Path], *, after: float = 0.0) -> None:
-    """Remove what a killed process left of a write of Edge, where it was begun so many seconds ago."""
-    for left in list(found):
-        with suppress(OSError):  # gone: a reader has finished
-            if not after or time.time() - left.stat().st_mtime > after:
-                _remove(left)
+            remove(child)
 
 
 def _as_dict(payload: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import click
 from embedstore.cli.gates import gate_option, print_gates, refuse_failed
 from embedstore.cli.output import Column, escape, print_json, print_table, say
 from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
-from embedstore.errors import NotFoundError
+from embedstore.errors import NotFoundError, StoreDamagedError
 
 if TYPE_CHECKING:
     from embedstore.stores.base import Promotion, Store
@@ -59,17 +59,20 @@ def promote(
     from embedstore.sync import check_gates, promote_run
 
     results: list[GateResult] = []
+    before = None
     with open_store_at(store_location) as store:
-        before = store.aliases().get(alias)
+        with suppress(StoreDamagedError):  # a flip writes the alias anew
+            before = store.aliases().get(alias)
         reference = _reference(store, runs_dir, run, alias)
-        if gates and before != collection_name(alias, reference):
+        name = collection_name(alias, reference)
+        if gates and before != name:
             found = resolve(store, runs_dir, reference, alias=alias, restored=say)[0]
             results = check_gates(gates, found, store, alias=alias, runs_dir=runs_dir)
         moved = False
         if all(result.passed for result in results):
             note = Note(why, [result.to_dict() for result in results])
             moved = promote_run(store, reference, alias=alias, note=note)
-        now = store.aliases().get(alias)
+    now = name if all(result.passed for result in results) else before
     _print_flip(alias, now, before, moved=moved, gates=results, as_json=as_json)
     refuse_failed(results, alias=alias, before=before, reference=reference)
 

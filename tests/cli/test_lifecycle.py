@@ -118,6 +118,20 @@ def test_gates_are_shown_in_history(folder: Path, capsys: Capture) -> None:
     assert read(capsys, "history")[0]["gates"] == gates
 
 
+def test_promote_writes_a_damaged_alias_anew(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tiny_run(tmp_path, n=8, run_id=IDS[0])
+    told(capsys, "sync")
+    for name in ("movies", "films"):
+        (tmp_path / "store" / "aliases" / f"{name}.json").write_text("{")
+    assert embedstore(["promote", run.run_id]) == 0
+    assert capsys.readouterr().out == f"alias movies -> {NAMES[0]}\n"
+    with base.open_store("store") as store:
+        assert store.live("movies").collection == NAMES[0]
+
+
 def test_a_resumed_sync_does_not_list_what_was_never_written(
     folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +140,7 @@ def test_a_resumed_sync_does_not_list_what_was_never_written(
 
     with monkeypatch.context() as patched:
         patched.setattr("embedstore.cli.sync.progress_line", lambda: nullcontext(stop))
+        patched.setattr("embedstore.sync.upsert._BATCH", 3)  # 3 of 8 are written
         assert embedstore(["sync", IDS[3]]) == 130
     assert told(capsys, "status").count("building") == 1
     report, flip = told(capsys, "sync", IDS[3]).splitlines()

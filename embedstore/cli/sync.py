@@ -128,7 +128,7 @@ def sync(
 
     With --gate the alias moves only if every gate passes, else the command exits with 4. A metric is
     named as in `runs show`, or PROTOCOL:NAME as in `evaluate`; after the comparison stands a number, a
-    share of the live run's (0.98*live), or live.
+    share of the live run's (0.98*live, live) or of a baseline's (ease, popularity).
 
     With --debias the collection is ALIAS__RUN_debiasA. Wherever a RUN is given, RUN_debiasA (as in
     latest_debias0.50) is the run with these vectors.

@@ -1,4 +1,4 @@
-"""Gates: what has to hold before an alias moves, as in ndcg@100>=0.98*live or overlap@10>=0.3.
+"""Gates: what has to hold before an alias moves: ndcg@100>=0.98*live, ndcg@100>=ease, overlap@10>=0.3.
 
 A metric is named as in a run's metrics.json, a part of a part with a dot (ease.ndcg@100), or as in its
 evaluation, with the protocol before a colon (next-session:ndcg@10). serving: may be left out, since
@@ -32,23 +32,27 @@ _OPERATORS: Final[Mapping[str, Callable[[float, float], bool]]] = {
 }
 _SERVING = "serving:"
 _OVERLAP = "overlap@"
+_LIVE = "live"
 _NUMBER = r"\d+(?:\.\d*)?|\.\d+"
 _GATE = re.compile(
     r"(?P<metric>(?:[a-z]+(?:-[a-z]+)*:|(?:[a-z_]+\.)*)(?P<name>[a-z_]+@\d+))\s*(?P<operator>[<>]=?)\s*"
-    rf"(?:(?P<factor>{_NUMBER})\s*\*\s*(?P<share>live)|(?P<live>live)|(?P<number>{_NUMBER}))",
+    rf"(?:(?:(?P<factor>{_NUMBER})\s*\*\s*)?(?P<of>[a-z]+)|(?P<number>{_NUMBER}))",
     re.ASCII,
 )
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A metric of the run to promote, and what it is held against: factor, times that of the live run."""
+    """A metric of the run to promote, and what it is held against: factor, or factor times that of another.
+
+    of: live, or a baseline that was measured along with the run, as ease; None where factor is the number.
+    """
 
     text: str
     metric: str
     operator: str
     factor: float
-    of_live: bool
+    of: str | None
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Measures(NamedTuple):
 
 def parse_gate(text: str) -> Gate:
     """Return the gate that text describes. Raises UsageError where it describes none."""
+    from embedstore.evaluation.baselines import BASELINES
     from embedstore.evaluation.metrics import parse_metric
     from embedstore.evaluation.protocols import PROTOCOLS
 
@@ -84,23 +89,29 @@ def parse_gate(text: str) -> Gate:
     if match is None:
         raise UsageError(
             f"gate {text!r} cannot be read; write METRIC@K, one of >= > <= <, and a number or a share of the "
-            "live run's, in quotes: 'ndcg@100>=0.98*live', 'ndcg@100>=0.45' or 'overlap@10>=0.3'"
+            "live run's or a baseline's, in quotes: 'ndcg@100>=0.98*live', 'ndcg@100>=ease', "
+            "'overlap@10>=0.3'"
         )
-    metric, of_live = match["metric"].removeprefix(_SERVING), match["number"] is None
+    metric, of = match["metric"].removeprefix(_SERVING), match["of"]
     protocol = metric.partition(":")[0] if ":" in metric else None
     if metric.startswith(_OVERLAP):
-        if of_live:
+        if of is not None:
             raise UsageError(f"gate {text!r}: overlap is with the live run already; hold it against a number")
         if not int(metric.removeprefix(_OVERLAP)):
             raise UsageError(f"gate {text!r} is of empty lists; K must be at least 1")
     else:
         parse_metric(match["name"].removeprefix("validation_"))
+    if of not in (None, _LIVE, *BASELINES) or (of in BASELINES and ("." in metric or ":" in metric)):
+        raise UsageError(
+            f"gate {text!r} is held against {of!r}; expected {_LIVE}, a number, or of what training measures "
+            f"a baseline ({', '.join(BASELINES)})"
+        )
     if protocol is not None and protocol not in PROTOCOLS:
         raise UsageError(
             f"gate {text!r}: unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}"
         )
     factor = float(match["number"] or match["factor"] or 1)
-    return Gate(text.strip(), metric, match["operator"], factor, of_live)
+    return Gate(text.strip(), metric, match["operator"], factor, of)
 
 
 def measures_of(run: Run) -> Measures:
@@ -166,8 +177,11 @@ def _judge(gate: Gate, run: Run, store: Store | None, alias: str, runs_dir: Path
     """Raises EmbedstoreError where the gate cannot be judged."""
     own = measures_of(run)
     value = _value(gate.metric, run.reference, own)
-    if not gate.of_live:
+    if gate.of is None:
         return _held(gate, value, gate.factor, "")
+    if gate.of != _LIVE:
+        beside = _value(f"{gate.of}.{gate.metric}", run.reference, own)
+        return _held(gate, value, gate.factor * beside, f" ({_times(gate, beside)}that of {gate.of})")
     live = None if store is None else _live(store, alias, runs_dir)
     if live is None:
         text = f"{gate.metric} is {value:.6g}; alias {alias!r} names nothing yet to compare it with"
@@ -175,8 +189,7 @@ def _judge(gate: Gate, run: Run, store: Store | None, alias: str, runs_dir: Path
     reference, measures = live
     _refuse_other_users(run.reference, own.measured_on, reference, measures.measured_on)
     before = _value(gate.metric, reference, measures)
-    times = "" if gate.factor == 1 else f"{gate.factor:g} * {before:.6g}, "
-    told = f" ({times}that of live run {reference})"
+    told = f" ({_times(gate, before)}that of live run {reference})"
     return _held(gate, value, gate.factor * before, told)
 
 
@@ -190,6 +203,10 @@ def _judge_overlap(gate: Gate, run: Run, store: Store | None, alias: str, runs_d
     found = compare_live(run, store, alias=alias, runs_dir=runs_dir, k=k)
     told = f" (the lists of {found.n_users:,} users, live run {found.live})"
     return _held(gate, found.overlap, gate.factor, told)
+
+
+def _times(gate: Gate, other: float) -> str:
+    return "" if gate.factor == 1 else f"{gate.factor:g} * {other:.6g}, "
 
 
 def _held(gate: Gate, value: float, wanted: float, told: str) -> GateResult:

@@ -456,12 +456,12 @@ SERVER_CASES = [
             ("made by others", "was not made by embedstore; choose another --alias", collection(NEW)),
             (
                 "other width",
-                "width 8 and distance Dot, expected 4 and Dot",
+                "width 8, distance Dot and type float32, expected 4, Dot and float32",
                 collection(NEW, width=8, metadata=our_metadata()),
             ),
             (
                 "other distance",
-                "distance Cosine, expected 4 and Dot",
+                "distance Cosine and type float32, expected 4, Dot and float32",
                 collection(NEW, distance="Cosine", metadata=our_metadata()),
             ),
             (

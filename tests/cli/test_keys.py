@@ -38,6 +38,7 @@ WORKING = [
     ["contract", "--json"],
     ["doctor"],
     ["copy", RUN, "--to", "copied"],
+    ["watch", "--once"],
 ]
 FAILING = [
     ["sync", NEWER, "--alias", "films"],

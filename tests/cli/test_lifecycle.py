@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +50,8 @@ def folder(
     elif request.param != "edge":
         clean(server_url())
         monkeypatch.setenv("EMBEDSTORE_STORE", server_url())
+        if key := os.environ.get("QDRANT_API_KEY"):
+            monkeypatch.setenv("EMBEDSTORE_QDRANT_API_KEY", key)
     for run_id in IDS[:3]:
         told(capsys, "sync", run_id)
     return tmp_path

@@ -278,7 +278,11 @@ class World:
             place.forget(victim.name)
         elif "promote a run again" in sentence:
             assert damaged, sentence
-            self.must(lambda: promote_run(self.store, run.reference, alias=Path(damaged[1]).stem))
+            path = Path(damaged[1])
+            if isinstance(
+                self.call(lambda: promote_run(self.store, run.reference, alias=path.stem)), StoreError
+            ):
+                path.unlink()
         elif "something else is in its place, move it away" in sentence:
             assert in_the_way, sentence
             Path(in_the_way[1]).rename(f"{in_the_way[1]}.away")

@@ -91,6 +91,7 @@ _IN_FLIGHT = 2
 _READY_SECONDS = 3600.0
 _SETTLE_SECONDS = 30.0  # for the nodes of a cluster to agree
 _SETTLING = (0.0, *[0.02] * 50)  # looks, until it is written again
+_NOTING_SECONDS = 15.0  # for the history, which a flip does not need
 _PARTING_SECONDS = 3.0  # for a writer to say that it ends
 _LOST_SECONDS = 3.0  # until a collection that cannot be read is taken for lost
 _PEER_SECONDS = 5  # for one of them to answer another
@@ -334,7 +335,8 @@ class ServerStore(Store):
     def _flip(self, alias: str, name: str, note: Note) -> bool:
         previous = self.aliases().get(alias)
         flips: list[Promotion] = []
-        with suppress(StoreError, NotFoundError):  # the history never stands in the way of a flip
+        # The history never stands in the way of a flip.
+        with suppress(StoreError, NotFoundError), self._rest.tried_for(_NOTING_SECONDS):
             flips = self.promotions(alias)
             # Where the last one has no time, whoever flipped it was killed before he noted it.
             if flips and previous == name and not flips[-1].at:
@@ -349,10 +351,10 @@ class ServerStore(Store):
             move = {"create_alias": {"alias_name": alias, "collection_name": name}}
             self._rest.request("POST", "/collections/aliases", {"actions": [move]})
         except BaseException:
-            with suppress(StoreError, NotFoundError):
+            with suppress(StoreError, NotFoundError), self._rest.tried_for(_PARTING_SECONDS):
                 self._patch(name, {_PROMOTING: None})
             raise
-        with suppress(StoreError, NotFoundError):
+        with suppress(StoreError, NotFoundError), self._rest.tried_for(_NOTING_SECONDS):
             self._note(alias, name, previous, note, flips)
         return True
 

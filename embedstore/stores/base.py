@@ -458,7 +458,7 @@ class Store(ABC):
             )
         if not 0 <= back < len(flips):
             raise NotFoundError(
-                f"alias {alias!r} was promoted {len(flips)} time{'s' * (len(flips) > 1)}, "
+                f"alias {alias!r} was promoted {len(flips)} time{'s' * (len(flips) != 1)}, "
                 f"so there is nothing {back} promotion{'s' * (back > 1)} ago"
             )
         return flips[-1 - back]

@@ -129,7 +129,7 @@ def _no_way_back(store: Store, past: Sequence[str], live: str, back: int) -> str
     """Return why an alias cannot return to what it named back promotions ago; None where it can."""
     ago = f"{back} promotion{'s' * (back > 1)} ago"
     if back >= len(past):
-        return f"was promoted {len(past)} time{'s' * (len(past) > 1)}, so there is nothing {ago}"
+        return f"was promoted {len(past)} time{'s' * (len(past) != 1)}, so there is nothing {ago}"
     named = f"named {past[back]!r} {ago}, which"
     if past[back] == live:
         return f"{named} it names now"

@@ -53,7 +53,7 @@ bench: $(STAMP)
 
 # Of the server at QDRANT_URL.
 bench-server: $(STAMP)
-	$(BIN)/python -m benchmarks server memory --output docs/performance.md
+	$(BIN)/python -m benchmarks server lifecycle memory --output docs/performance.md
 
 # Half an hour: ten trainings of every preset.
 quality: $(STAMP)

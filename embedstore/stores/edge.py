@@ -320,10 +320,11 @@ class EdgeStore(Store):
             return False
         folder = self.path / "collections" / name / record.generation
         try:
-            sizes = {key: path.stat().st_size for key, path in files_of(folder)}
+            paths = dict(files_of(folder))
+            sizes = {key: path.stat().st_size for key, path in paths.items()}
             if sizes != {key: entry["bytes"] for key, entry in record.files.items()}:
                 return False
-            digests = digests_of(dict(files_of(folder)))
+            digests = digests_of(paths)
         except OSError:
             return False
         return digests == {key: entry["sha256"] for key, entry in record.files.items()}
@@ -346,17 +347,17 @@ class EdgeStore(Store):
             del self._writing[name]
             remove_unfinished(shard_folder.rglob(f"{EDGE_UNFINISHED}*"))
             sync_tree(shard_folder)
-            sizes = {key: path.stat().st_size for key, path in files_of(shard_folder)}
+            paths = dict(files_of(shard_folder))
+            sizes = {key: path.stat().st_size for key, path in paths.items()}
             files = {
-                key: {"bytes": sizes[key], "sha256": digest}
-                for key, digest in digests_of(dict(files_of(shard_folder))).items()
+                key: {"bytes": sizes[key], "sha256": digest} for key, digest in digests_of(paths).items()
             }
             config = (shard_folder / EDGE_CONFIG).read_text(encoding="utf-8")
             pinned = self._record(name).metadata.pinned
             sealed = replace(metadata, state="sealed", writer=None, pinned=pinned)
             sync_path(folder)
             record = _Record(sealed, writing.generation, files, config)
-            _keep_stamps(folder, record, {key: stamp(path) for key, path in files_of(shard_folder)})
+            _keep_stamps(folder, record, {key: stamp(path) for key, path in paths.items()})
             replace_file(folder / _RECORD, record.to_json())
             _remove_other_generations(folder, writing.generation)
 

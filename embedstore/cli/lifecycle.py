@@ -68,11 +68,11 @@ def promote(
         if gates and before != name:
             found = resolve(store, runs_dir, reference, alias=alias, restored=say)[0]
             results = check_gates(gates, found, store, alias=alias, runs_dir=runs_dir)
-        moved = False
-        if all(result.passed for result in results):
+        moved, passed = False, all(result.passed for result in results)
+        if passed:
             note = Note(why, [result.to_dict() for result in results])
             moved = promote_run(store, reference, alias=alias, note=note)
-    now = name if all(result.passed for result in results) else before
+    now = name if passed else before
     _print_flip(alias, now, before, moved=moved, gates=results, as_json=as_json)
     refuse_failed(results, alias=alias, before=before, reference=reference)
 
@@ -232,11 +232,11 @@ def _reference(store: Store, runs_dir: Path, asked: str, alias: str) -> str:
     from embedstore.query.recommend import live_collection
     from embedstore.runs.debias import split_reference
     from embedstore.runs.manifest import reference_of
-    from embedstore.runs.registry import LIVE, RUN_ID, find_run
+    from embedstore.runs.registry import RUN_ID, find_run, parse_live
     from embedstore.sync import find_collection
 
-    if match := LIVE.fullmatch(asked):
-        return live_collection(store, match["alias"], int(match["back"] or 0))[1]
+    if live := parse_live(asked):
+        return live_collection(store, *live)[1]
     run_id, amount = split_reference(asked)
     if RUN_ID.fullmatch(run_id):
         return reference_of(run_id, amount)

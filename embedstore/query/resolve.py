@@ -10,7 +10,7 @@ from embedstore.errors import NotFoundError, RunError
 from embedstore.query.recommend import live_collection
 from embedstore.runs.debias import split_reference
 from embedstore.runs.manifest import reference_of
-from embedstore.runs.registry import LIVE, RUN_ID, find_run
+from embedstore.runs.registry import RUN_ID, find_run, parse_live
 from embedstore.runs.run import Run
 from embedstore.stores.base import Store
 from embedstore.stores.contract import collection_name
@@ -40,10 +40,9 @@ def resolve(
     Raises NotFoundError where there is no such alias, promotion or run, else what find_run and
     stores.restore.rebuild raise.
     """
-    asked = LIVE.fullmatch(reference or "")
+    asked = parse_live(reference or "")
     if reference is None or asked:
-        looked = (asked["alias"], int(asked["back"] or 0)) if asked else (alias, 0)
-        name, own = live_collection(store, *looked)
+        name, own = live_collection(store, *(asked or (alias, 0)))
         try:
             return find_run(runs_dir, own), name
         except NotFoundError:

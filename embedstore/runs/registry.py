@@ -13,10 +13,10 @@ from embedstore.runs.evaluation import evaluation_path
 from embedstore.runs.manifest import MANIFEST, Manifest, read_manifest
 from embedstore.runs.run import Run
 
-__all__ = ["LIVE", "RUN_ID", "RunSummary", "find_run", "list_runs", "remove_run", "run_folders"]
+__all__ = ["RUN_ID", "RunSummary", "find_run", "list_runs", "parse_live", "remove_run", "run_folders"]
 
 RUN_ID = re.compile(r"\d{8}t\d{6}-[0-9a-f]{4}")
-LIVE = re.compile(r"@(?P<alias>[^~]+)(?:~(?P<back>\d+))?")
+_LIVE = re.compile(r"@(?P<alias>[^~]+)(?:~(?P<back>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def find_run(runs_dir: Path, reference: str = "latest") -> Run:
 
     Raises NotFoundError where there is none, UsageError where a prefix fits several.
     """
-    if LIVE.fullmatch(reference):
+    if parse_live(reference):
         raise UsageError(f"{reference} asks the store which run is live; give a run id here")
     plain, amount = split_reference(reference)
     if amount is not None:
@@ -79,6 +79,12 @@ def find_run(runs_dir: Path, reference: str = "latest") -> Run:
     if not fitting:
         raise NotFoundError(f"no run {reference!r} in {runs_dir}; list them with `embedstore runs list`")
     return Run.load(fitting[0].path)
+
+
+def parse_live(reference: str) -> tuple[str, int] | None:
+    """Return the alias that @ALIAS or @ALIAS~N asks, and of how many promotions ago; None for another."""
+    match = _LIVE.fullmatch(reference)
+    return (match["alias"], int(match["back"] or 0)) if match else None
 
 
 def remove_run(runs_dir: Path, run_id: str) -> Path:

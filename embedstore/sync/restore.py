@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedstore.errors import NotFoundError, RunError, StoreError, UsageError
-from embedstore.runs.registry import LIVE, find_run
+from embedstore.runs.registry import find_run, parse_live
 from embedstore.runs.scratch import remove_abandoned
 from embedstore.stores.base import Progress, Store
 from embedstore.stores.contract import Metadata, collection_name
@@ -77,8 +77,8 @@ def find_collection(store: Store, reference: str, *, alias: str = "movies") -> t
     not finished.
     """
     names = store.collections()
-    if match := LIVE.fullmatch(reference):
-        name = store.live(match["alias"], int(match["back"] or 0)).collection
+    if live := parse_live(reference):
+        name = store.live(*live).collection
     else:
         name = store.aliases().get(reference, reference)
     own = collection_name(alias, reference)

@@ -320,7 +320,7 @@ class ServerStore(Store):
 
     def _refuse_promoted(self, name: str) -> None:
         mark = (self._metadata_of(name) or {}).get(_PROMOTING)
-        if not isinstance(mark, dict) or _is_dead(str(mark.get("who"))):
+        if not isinstance(mark, dict) or _is_dead(mark.get("who")):
             return
         age = seconds_since(mark.get("at"))
         if age is not None and age < _PROMOTING_SECONDS:
@@ -524,7 +524,7 @@ class ServerStore(Store):
         found = self._fresh(name)
         deadline = time.monotonic() + STALE_SECONDS
         while found.state == "building" and found.writer not in (None, self._name):
-            if _is_dead(str(found.writer)) or time.monotonic() > deadline:
+            if _is_dead(found.writer) or time.monotonic() > deadline:
                 return
             time.sleep(HEARTBEAT_SECONDS / 5)
             before, found = found, self._fresh(name)
@@ -782,16 +782,21 @@ def _taken_over(name: str, found: Metadata) -> StoreLockedError:
     )
 
 
+def _host_and_pid(writer: object) -> tuple[str, str]:
+    """Return what Metadata.writer names; the second empty where there is none, or other hands wrote it."""
+    host, pid = (*str(writer or "").split(":"), "")[:2]
+    return host, pid
+
+
 def _in_words(writer: object) -> str:
-    host, pid, _ = (*str(writer or "").split(":"), "", "")[:3]
-    return (
-        f"process {pid} on {host}" if pid else "another process"
-    )  # which has finished by now, or is not ours
+    host, pid = _host_and_pid(writer)
+    # Who is not named has finished by now, or is not ours.
+    return f"process {pid} on {host}" if pid else "another process"
 
 
-def _is_dead(writer: str) -> bool:
+def _is_dead(writer: object) -> bool:
     """Whether a writer was a process of this machine that is no more."""
-    host, pid, _ = (*writer.split(":"), "", "")[:3]
+    host, pid = _host_and_pid(writer)
     if host != socket.gethostname() or not pid.isdecimal():
         return False
     try:

@@ -26,6 +26,7 @@ LEVEL = {  # {cli} -> {sync, query, evaluation, training, export} -> {stores, ru
     "evaluation": 3,
     "training": 3,
     "export": 3,
+    "importing": 3,
     "loaders": 3,
     "cli": 4,
 }

@@ -329,6 +329,7 @@ def _dense_json(tower: DenseTower) -> dict[str, Any]:
                 "feature": part.feature,
                 "pooling": part.pooling,
                 "half_life": part.half_life and float(part.half_life),
+                **({} if part.newest is None else {"newest": part.newest}),
             }
             for part in tower.inputs
         ],

@@ -63,10 +63,10 @@ def _indices(rule: InputRule, bags: Bags, positions: Rows, features: Mapping[str
 
 def _kept(rule: InputRule, bags: Bags) -> Bags:
     """Return what a fixed length has room for, in the order of the input."""
-    if rule.length is not None and bags.rows.size:
+    if rule.length is not None and rule.keep == "newest":
+        bags = bags.newest(rule.length)
+    elif rule.length is not None:
         place = np.arange(bags.rows.size) - np.repeat(bags.offsets[:-1], bags.sizes)
-        if rule.keep == "newest":
-            place = np.repeat(bags.sizes, bags.sizes) - 1 - place
         bags = bags.where(place < rule.length)
     if rule.order == "newest_first":
         turned = np.repeat(bags.offsets[:-1] + bags.offsets[1:] - 1, bags.sizes) - np.arange(bags.rows.size)

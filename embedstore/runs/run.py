@@ -390,6 +390,7 @@ class Run:
                 self._matrix(f"tower.{part['feature']}.npy"),
                 part["pooling"],
                 part.get("half_life"),
+                part.get("newest"),
             )
             for part in inputs
         ]
@@ -499,10 +500,12 @@ class Run:
 
 
 def _known_input(part: dict[str, Any]) -> bool:
-    half_life = part.get("half_life")
+    half_life, newest = part.get("half_life"), part.get("newest")
+    if newest is not None and not (type(newest) is int and newest > 0 and part["feature"] == "movies"):
+        return False
     if half_life is None:
         return part["feature"] in _FEATURES and part["pooling"] in _POOLINGS
-    decays = isinstance(half_life, float) and 0 < half_life < math.inf
+    decays = isinstance(half_life, float) and 0 < half_life < math.inf and newest is None
     return decays and (part["feature"], part["pooling"]) == ("movies", "mean")
 
 

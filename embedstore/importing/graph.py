@@ -206,8 +206,13 @@ class Graph:
     @cached_property
     def tables(self) -> Mapping[str, int]:
         """How many rows the table or kernel has that an input goes into, by the input's name."""
-        rows = {name: self._table_rows(tensor) for name, tensor in self._inputs.items()}
-        return {name: count for name, count in rows.items() if count is not None}
+        rows = {}
+        for name, tensor in self._inputs.items():
+            found = self._table(tensor)
+            length = None if found is None else found.shape[0]
+            if length is not None:
+                rows[name] = int(length)
+        return rows
 
     def plain(self, rules: Sequence[InputRule]) -> PlainStack | None:
         """Return the function as a plain stack, None where it does not look like one."""
@@ -221,17 +226,19 @@ class Graph:
         inputs = [PlainInput(p.name, p.table, p.pooling) for p in stack.inputs if p.table is not None]
         return PlainStack(inputs, [layer for layer in layers if layer is not None])
 
-    def _table_rows(self, tensor: tf.Tensor) -> int | None:
+    def _table(self, tensor: tf.Tensor) -> tf.Tensor | None:
+        """Return the table or kernel, (rows, width), that an input goes into, None where there is none."""
         waiting, seen = [tensor], set()
         while waiting:
             indices = waiting.pop()
             for op in indices.consumers():
-                if op.type == "GatherV2" and op.inputs[1] is indices and not self._of(op.inputs[0]):
-                    return _length(op.inputs[0], 0)
-                if op.type == "MatMul" and op.inputs[0] is indices and not self._of(op.inputs[1]):
-                    return _length(op.inputs[1], int(op.get_attr("transpose_b")))
-                if op.type == "OneHot" and op.inputs[0] is indices:
-                    return int(self._value(op.inputs[1]))
+                known = len(op.inputs) > 1 and op.inputs[1 if op.type == "MatMul" else 0]
+                is_gather = op.type == "GatherV2" and op.inputs[1] is indices
+                is_product = (
+                    op.type == "MatMul" and op.inputs[0] is indices and not op.get_attr("transpose_b")
+                )
+                if (is_gather or is_product) and known.shape.rank == 2 and not self._of(known):
+                    return known
                 if op.type in _INDICES and op.name not in seen:
                     seen.add(op.name)
                     waiting.append(op.outputs[0])
@@ -340,7 +347,7 @@ class Graph:
     def _pooled(self, tensor: tf.Tensor, rules: Mapping[str, InputRule]) -> _Stack:
         """Return tensor as one pooled input. Raises _UnfitError where it does not behave like one."""
         of = [rules[name] for name in sorted(self._of(tensor))]
-        main = [rule for rule in of if rule.form in ("indices", "multi_hot")]
+        main = [rule for rule in of if rule.form in ("indices", "ids", "multi_hot")]
         if len(main) != 1 or len({rule.feature for rule in of}) != 1:
             raise _UnfitError
         rule = main[0]
@@ -358,12 +365,14 @@ class Graph:
                 return _Stack([_Pooled(rule.name, table, pooling, int(tensor.shape[1]))])
         if rule.form == "multi_hot":
             raise _UnfitError
-        table = self._alone(tensor, of, size)
-        sums = np.add.reduceat(table[bags.rows].astype(np.float64), bags.offsets[:-1], axis=0)
-        pooling = _pooling(self._value(tensor, fed), sums, bags)
-        if pooling is None:
-            raise _UnfitError
-        return _Stack([_Pooled(rule.name, table, pooling, table.shape[1])])
+        found = self._value(tensor, fed)
+        for rows in (self._looked_up, self._alone):
+            table = rows(tensor, of, size)
+            sums = np.add.reduceat(table[bags.rows].astype(np.float64), bags.offsets[:-1], axis=0)
+            pooling = _pooling(found, sums, bags)
+            if pooling is not None:
+                return _Stack([_Pooled(rule.name, table, pooling, table.shape[1])])
+        raise _UnfitError
 
     def _hot(self, tensor: tf.Tensor, size: int) -> _Hot | None:
         """Return tensor as factors x (source kernel), source having one column for each of size indices.
@@ -384,6 +393,12 @@ class Graph:
             else:
                 return None
         return _Hot(tensor, factors or [lambda _: np.ones(1)], kernel)
+
+    def _looked_up(self, tensor: tf.Tensor, rules: Sequence[InputRule], size: int) -> Matrix:
+        """Return the table that the indices of tensor go into, shape (size, its own width)."""
+        tables = [self._table(self._inputs[rule.name]) for rule in rules if rule.form != "mask"]
+        table: Matrix = self._value(next(found for found in tables if found is not None)).astype(np.float32)
+        return table
 
     def _alone(self, tensor: tf.Tensor, rules: Sequence[InputRule], size: int) -> Matrix:
         """Return what tensor is for each index alone, shape (size, width)."""
@@ -465,7 +480,7 @@ def _features(rules: Sequence[InputRule], size: int) -> dict[str, MovieFeature]:
 
 def _tried(rule: InputRule, size: int) -> Bags:
     """Return random bags of the indices that a history may have; those of genres and years repeat."""
-    indices = np.setdiff1d(np.arange(rule.first, size), [rule.padding] if rule.form == "indices" else [])
+    indices = np.setdiff1d(np.arange(rule.first, size), [] if rule.form == "multi_hot" else [rule.padding])
     if not indices.size:
         raise _UnfitError
     rng = np.random.default_rng(0)

@@ -70,7 +70,7 @@ class KerasModel:
     def candidates(self) -> Mapping[str, tuple[int, int]]:
         """Return the shape of every matrix, by the name of its layer, or by its path where that has more."""
         wide = {path: weight for path, weight in self.weights.items() if _is_matrix(weight)}
-        layers = [_layer(path) for path in wide]
+        layers = [_layer(path).rpartition("/")[2] for path in wide]
         return {
             layer if layer and layers.count(layer) == 1 else path: (
                 int(weight.shape[0]),
@@ -207,7 +207,7 @@ def _read(path: Path) -> tuple[Any, Sequence[str]]:
         if foreign:
             raise UsageError(
                 f"{path} needs Python code that it cannot bring along ({', '.join(foreign)}); where that "
-                "code is, write the model with model.export(FOLDER), which has a graph instead, and import that"
+                "code is, write the model with model.export(FOLDER), which needs none, and import that"
             ) from error
         if _numbers(version) > _numbers(keras.__version__):
             raise UsageError(
@@ -222,7 +222,7 @@ def _keras_model(
 ) -> KerasModel:
     import keras
 
-    weights = {variable.path: variable for variable in model.variables}
+    weights = _weights(model)
     if not getattr(model, "outputs", None):  # of a class of its own, whose layers only its code connects
         if output is not None:
             raise UsageError(
@@ -231,10 +231,13 @@ def _keras_model(
             )
         return _exported(model, weights)
     psi = _psi(model, output)
+    name = _made_by(psi)
+    if output is not None and output != name:  # open_session finds it by the name of a layer
+        psi = keras.layers.Identity(name=output)(psi)
     of = _reached([psi])
     inputs = {tensor.name: tensor for tensor in model.inputs if tensor.name in of}
     given = [_keras_input(tensor) for tensor in inputs.values()]
-    width = _checked_width(psi.shape, output or psi.name)
+    width = _checked_width(psi.shape, output or name)
     whole = len(inputs) == len(model.inputs) and psi is model.outputs[0]
     tower = keras.Model(inputs, psi)
     if foreign:
@@ -279,24 +282,34 @@ def _exported(model: Any, weights: Mapping[str, Any]) -> KerasModel:
 
 def _psi(model: Any, output: str | None) -> Any:
     """Return the tensor that the output of a layer is, or the model's only one."""
+    made = getattr(model, "output", None)  # which a Sequential lacks
+    named = (
+        [*made.items()] if isinstance(made, dict) else [(_made_by(found), found) for found in model.outputs]
+    )
     if output is None:
-        if len(model.outputs) > 1:
+        if len(named) > 1:
             raise UsageError(
-                f"the model has {len(model.outputs)} outputs ({', '.join(model.output_names)}); name the one "
+                f"the model has {len(named)} outputs ({', '.join(name for name, _ in named)}); name the one "
                 "that is psi with output"
             )
         return model.outputs[0]
     reached = _reached(model.outputs)
-    named = dict(zip(model.output_names, ([tensor] for tensor in model.outputs), strict=True)) | reached
-    tensors = named.get(output)
-    if tensors is None:
-        raise UsageError(f"the model has no layer {output!r}; expected one of {', '.join(reversed(reached))}")
+    tensors = reached.get(output) or [tensor for name, tensor in named if name == output]
+    if not tensors:
+        inputs = {tensor.name for tensor in model.inputs}
+        layers = [name for name, made in reached.items() if len(made[0].shape) == 2 and name not in inputs]
+        raise UsageError(f"the model has no layer {output!r}; expected one of {', '.join(reversed(layers))}")
     if len(tensors) > 1:
         raise UsageError(
             f"layer {output!r} has {len(tensors)} outputs, as it is used more than once or has several; "
             "expected a layer with one"
         )
     return tensors[0]
+
+
+def _made_by(tensor: Any) -> str:
+    """Return the name of the layer whose output tensor is."""
+    return str(tensor._keras_history.operation.name)
 
 
 def _reached(tensors: Sequence[Any]) -> dict[str, list[Any]]:
@@ -312,6 +325,26 @@ def _reached(tensors: Sequence[Any]) -> dict[str, list[Any]]:
         found.setdefault(history.operation.name, []).extend(node.output_tensors)
         waiting.extend(node.input_tensors)
     return found
+
+
+def _weights(model: Any) -> dict[str, Any]:
+    """Return the variables of a model by path: the names of the models and the layer it is in, its own."""
+    import keras
+
+    found: dict[int, tuple[str, Any]] = {}
+
+    def add(part: Any, at: str) -> None:
+        for layer in part.layers:
+            if isinstance(layer, keras.Model):
+                add(layer, f"{at}{layer.name}/")
+            for variable in layer.variables:
+                own = variable.path.rpartition(f"{layer.name}/")[2]
+                found.setdefault(id(variable), (f"{at}{layer.name}/{own}", variable))
+
+    add(model, "")
+    for variable in model.variables:  # those that are of no layer
+        found.setdefault(id(variable), (variable.path, variable))
+    return dict(found.values())
 
 
 def _keras_input(tensor: Any) -> ModelInput:

@@ -136,7 +136,7 @@ def _keras(path: Path | bytes, output: str | None) -> tuple[_Call, int | None]:
 
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
     inputs = {tensor.name: tensor for tensor in model.inputs}
-    named = dict(zip(model.output_names, model.outputs, strict=True))
+    named = {tensor._keras_history.operation.name: tensor for tensor in model.outputs}
     if output is None or output in named:
         psi = named[_one_of("output", output, list(named))]
     else:

@@ -70,6 +70,9 @@ class UserTower(Protocol):
     def batch(self, bags: Bags) -> Matrix:
         """Return the user embeddings, shape (n_users, embedding_dim), of many histories."""
 
+    def knows(self, bags: Bags) -> npt.NDArray[np.bool_]:
+        """Return whether there is a psi of each history, shape (n_users,): whether it knows a movie."""
+
     def terms(self, rows: Sequence[int] | Rows) -> Terms:
         """Return what every movie of one history adds to psi.
 
@@ -159,6 +162,9 @@ class AdditiveTower:
         _no_empty(bags)
         return _in_batches(bags, self.embedding_dim, lambda part: _pool(self.history_vectors, part, "mean"))
 
+    def knows(self, bags: Bags) -> npt.NDArray[np.bool_]:
+        return bags.sizes > 0
+
     def terms(self, rows: Sequence[int] | Rows) -> Terms:
         picked = self.history_vectors.take(_one_history(rows), axis=0).astype(np.float64)
         return Terms(picked / len(picked), exact=True)
@@ -186,6 +192,9 @@ class DenseTower:
     def batch(self, bags: Bags) -> Matrix:
         _no_empty(bags)
         return _in_batches(bags, self._widest, self._forward)
+
+    def knows(self, bags: Bags) -> npt.NDArray[np.bool_]:
+        return bags.sizes > 0
 
     def terms(self, rows: Sequence[int] | Rows) -> Terms:
         history = _one_history(rows)

@@ -179,9 +179,16 @@ class Run:
         """psi. Raises RunError where the run has none."""
         if self.history_vectors is not None:
             return AdditiveTower(self.history_vectors)
-        if self.manifest.tower == "none":
-            raise RunError(f"run {self.run_id} has no user tower; only `similar` works with it")
+        self.check_tower()
         return self._dense_tower()
+
+    def check_tower(self) -> None:
+        """Raise RunError where the run has no tower, and says what works without."""
+        if self.manifest.tower == "none":
+            raise RunError(
+                f"run {self.run_id} has no user tower to make psi(X) of a history; `embedstore query "
+                "--vector` takes one made elsewhere, and `embedstore similar` works as always"
+            )
 
     @cached_property
     def users(self) -> Vocabulary:

@@ -27,6 +27,7 @@ LEVEL = {  # {cli} -> {sync, query, evaluation, training, export} -> {stores, ru
     "training": 3,
     "export": 3,
     "loaders": 3,
+    "tracking": 3,
     "cli": 4,
 }
 AGAIN = ("evaluation", "training")  # global-time trains again, on what a training is given
@@ -50,6 +51,7 @@ HEAVY = (
     "onnxruntime",
     "optuna",
     "tomlkit",
+    "mlflow",
 )
 
 

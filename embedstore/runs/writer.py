@@ -23,6 +23,7 @@ from embedstore.runs.manifest import MANIFEST, Manifest, digest_of, replace_file
 from embedstore.runs.programs import git
 from embedstore.runs.registry import RUN_ID
 from embedstore.runs.scratch import scratch_folder
+from embedstore.runs.served import ServedTower, write_served
 from embedstore.runs.tower import AdditiveTower, DenseTower
 
 __all__ = [
@@ -70,7 +71,7 @@ class RunContent:
     movie_ids: Ids
     movie_lines: Iterable[str]
     movie_vectors: npt.NDArray[np.float32]
-    tower: AdditiveTower | DenseTower | None
+    tower: AdditiveTower | DenseTower | ServedTower | None
     histories: Histories = field(default_factory=Histories)
 
     @property
@@ -158,7 +159,9 @@ def write_content(
         save_array(path / "movie_vectors.npy", vectors)
         with open(path / "movies.jsonl", "w", encoding="utf-8") as file:
             file.writelines(content.movie_lines)
-        if tower is not None:
+        if isinstance(tower, ServedTower):
+            write_served(path, tower)
+        elif tower is not None:
             _write_tower(path, tower)
         save_array(path / "histories/user_ids.npy", content.histories.user_ids)
         save_array(path / "histories/offsets.npy", content.histories.offsets)
@@ -268,7 +271,7 @@ def movie_line(
 
 
 def _check_vectors(
-    vectors: npt.NDArray[np.float32], n_movies: int, tower: AdditiveTower | DenseTower | None
+    vectors: npt.NDArray[np.float32], n_movies: int, tower: AdditiveTower | DenseTower | ServedTower | None
 ) -> None:
     if vectors.ndim != 2 or len(vectors) != n_movies:
         raise ValueError(
@@ -278,7 +281,8 @@ def _check_vectors(
         raise ValueError(
             f"the tower's width {tower.embedding_dim} must be the vectors' width {vectors.shape[1]}"
         )
-    for name, array in [("movie_vectors", vectors), *(_arrays(tower) if tower is not None else [])]:
+    ours = [] if tower is None or isinstance(tower, ServedTower) else _arrays(tower)
+    for name, array in [("movie_vectors", vectors), *ours]:
         if not np.isfinite(array).all():
             raise RunError(
                 f"{name} holds NaN or infinity after training; lower the learning rate and train again"

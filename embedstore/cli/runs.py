@@ -167,7 +167,7 @@ def restore(collection: str, runs_dir: Path, store_location: str, alias: str, *,
     """Rebuild the run of a collection (default: what the alias serves) from the store alone.
 
     It serves as the original does: `query --history` answers the same. It knows no users and has no
-    log. Only an additive run can be restored; the tower of any other is in its folder alone.
+    log. A dense tower is in the folder of its run alone, which cannot be restored.
     """
     from embedstore.sync import restore as restore_run
 

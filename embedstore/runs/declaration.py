@@ -99,13 +99,15 @@ class Declaration:
     inputs: tuple[InputRule, ...]
     vocabulary: str = "movies"
 
-    def to_json(self) -> str:
-        content = {
+    def to_dict(self) -> dict[str, Any]:
+        return {
             "schema": SCHEMA,
             "vocabulary": self.vocabulary,
             "inputs": [rule.to_dict() for rule in self.inputs],
         }
-        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
 
 
 def read_declaration(path: Path) -> Declaration:

@@ -107,7 +107,7 @@ def write_run(
     dataset: Dataset,
     config: Mapping[str, Any],
     movie_vectors: npt.NDArray[np.float32],
-    tower: AdditiveTower | DenseTower,
+    tower: AdditiveTower | DenseTower | ServedTower,
     metrics: Mapping[str, Any],
     log: Sequence[Mapping[str, Any]] = (),
     cold: Rows | None = None,
@@ -159,9 +159,7 @@ def write_content(
         save_array(path / "movie_vectors.npy", vectors)
         with open(path / "movies.jsonl", "w", encoding="utf-8") as file:
             file.writelines(content.movie_lines)
-        if isinstance(tower, ServedTower):
-            write_served(path, tower)
-        elif tower is not None:
+        if tower is not None:
             _write_tower(path, tower)
         save_array(path / "histories/user_ids.npy", content.histories.user_ids)
         save_array(path / "histories/offsets.npy", content.histories.offsets)
@@ -281,16 +279,19 @@ def _check_vectors(
         raise ValueError(
             f"the tower's width {tower.embedding_dim} must be the vectors' width {vectors.shape[1]}"
         )
-    ours = [] if tower is None or isinstance(tower, ServedTower) else _arrays(tower)
-    for name, array in [("movie_vectors", vectors), *ours]:
+    for name, array in [("movie_vectors", vectors), *_arrays(tower)]:
         if not np.isfinite(array).all():
             raise RunError(
                 f"{name} holds NaN or infinity after training; lower the learning rate and train again"
             )
 
 
-def _arrays(tower: AdditiveTower | DenseTower) -> list[tuple[str, npt.NDArray[np.float32]]]:
-    """Return the tower's arrays by their file name without .npy."""
+def _arrays(
+    tower: AdditiveTower | DenseTower | ServedTower | None,
+) -> list[tuple[str, npt.NDArray[np.float32]]]:
+    """Return the tower's tables and kernels by their file name without .npy."""
+    if tower is None or isinstance(tower, ServedTower):
+        return []
     if isinstance(tower, AdditiveTower):
         return [("history_vectors", tower.history_vectors)]
     named = [(f"tower.{part.feature}", part.table) for part in tower.inputs]
@@ -301,7 +302,10 @@ def _arrays(tower: AdditiveTower | DenseTower) -> list[tuple[str, npt.NDArray[np
     return named
 
 
-def _write_tower(path: Path, tower: AdditiveTower | DenseTower) -> None:
+def _write_tower(path: Path, tower: AdditiveTower | DenseTower | ServedTower) -> None:
+    if isinstance(tower, ServedTower):
+        write_served(path, tower)
+        return
     for name, array in _arrays(tower):
         save_array(path / f"{name}.npy", np.ascontiguousarray(array, dtype=np.float32))
     if isinstance(tower, DenseTower):
@@ -372,7 +376,7 @@ def _versions() -> dict[str, str]:
     from embedstore import __version__
 
     found = {"embedstore": __version__, "python": platform.python_version(), "numpy": np.__version__}
-    for name in ("tensorflow", "keras"):
+    for name in ("tensorflow", "keras", "onnxruntime"):
         if name in sys.modules:
             found[name] = str(sys.modules[name].__version__)
     return found

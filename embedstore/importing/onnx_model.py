@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cached_property
@@ -12,18 +11,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedstore.errors import DataError, RunError, UsageError
+from embedstore.errors import RunError, UsageError
 from embedstore.importing.model import Matrix, PlainStack
 from embedstore.runs.declaration import InputRule, ModelInput
 from embedstore.runs.served import Session, open_session
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, ValueInfoProto
+    from onnx import ValueInfoProto
 
 __all__ = ["OnnxModel"]
 
 _PACKAGES = ("onnx", "onnxruntime")
-_LARGEST = 2**31 - 2**20  # bytes of a protobuf message, less some for the graph itself
 _DOMAINS = ("ai.onnx", "ai.onnx.ml", "com.microsoft")  # whose operators onnxruntime has
 _MOST_NAMES = 12  # in a message
 
@@ -48,11 +46,15 @@ class OnnxModel:
                 f"importing an ONNX model needs {' and '.join(missing)}; install with "
                 f"`pip install {' '.join(missing)}`"
             )
+        from embedstore.importing.onnx_file import read_model
         from embedstore.importing.onnx_graph import Graph
 
         self._who = "the ONNX model" if isinstance(source, bytes) else f"ONNX model {source}"
         self.notes: list[str] = []
-        self._graph = Graph(self._read(source))
+        model, outside = read_model(source, self._who)
+        if outside:
+            self.notes.append("weights in files beside the model were read into one file")
+        self._graph = Graph(model)
         self._output = self._chosen(output)
         used = self._graph.needed(self._output)
         self._check_operators(used)
@@ -142,57 +144,6 @@ class OnnxModel:
     def _content(self) -> bytes:
         content: bytes = self._graph.up_to(self._output).SerializeToString()
         return content
-
-    def _read(self, source: Path | bytes) -> ModelProto:
-        import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-        try:
-            if isinstance(source, Path) and source.stat().st_size > _LARGEST:
-                raise self._too_large(source.stat().st_size)
-            model = onnx.load_model_from_string(source if isinstance(source, bytes) else source.read_bytes())
-        except OSError as error:
-            raise DataError(f"{self._who} cannot be read: {error.strerror or error}") from error
-        except DecodeError as error:
-            raise DataError(f"{self._who} is no ONNX model, or is cut off ({error})") from error
-        if not model.graph.output or not model.opset_import:
-            raise DataError(f"{self._who} is no ONNX model, or is cut off: it has no outputs or no opset")
-        self._read_external(model, source)
-        return model
-
-    def _read_external(self, model: ModelProto, source: Path | bytes) -> None:
-        """Read the weights that are in other files into model."""
-        import onnx
-        from onnx import external_data_helper, helper
-
-        outside = [t for t in model.graph.initializer if external_data_helper.uses_external_data(t)]
-        if not outside:
-            return
-        if isinstance(source, bytes):
-            raise UsageError(f"{self._who} has weights in other files; give the path of the .onnx file")
-        sizes = {
-            tensor.name: math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-            for tensor in outside
-        }
-        if sum(sizes.values()) > _LARGEST:
-            raise self._too_large(sum(sizes.values()))
-        try:
-            onnx.load_external_data_for_model(model, str(source.parent))
-        except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise DataError(f"{self._who}: its weights in other files cannot be read: {error}") from error
-        for tensor in outside:
-            if len(tensor.raw_data) != sizes[tensor.name]:
-                raise DataError(
-                    f"{self._who}: weight {tensor.name!r} has {len(tensor.raw_data):,} bytes in its file, "
-                    f"expected {sizes[tensor.name]:,}; it is cut off"
-                )
-        self.notes.append("weights in files beside the model were read into one file")
-
-    def _too_large(self, size: int) -> DataError:
-        return DataError(
-            f"{self._who} has {size:,} bytes, expected at most {_LARGEST:,}, which one ONNX file holds; "
-            "import the vectors alone, and give psi with query --vector"
-        )
 
     def _chosen(self, output: str | None) -> str:
         """Return the name of the tensor that is psi."""

@@ -122,3 +122,8 @@ class Bags(NamedTuple):
         """Return the bags start .. stop - 1."""
         offsets = self.offsets[start : stop + 1]
         return Bags(self.rows[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    def newest(self, count: int) -> Bags:
+        """Return the bags of the last count movies of every history."""
+        age = np.repeat(self.offsets[1:], self.sizes) - 1 - np.arange(self.rows.size)  # 0 for the newest
+        return self.where(age < count)

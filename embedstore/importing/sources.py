@@ -179,15 +179,15 @@ def of_model(
 
 
 def open_model(tower: Any, *, output: str | None, signature: str | None) -> TowerModel:
-    """Return the model of a file, a folder or a living keras.Model.
+    """Return the model of a file, a folder, a living keras.Model or the bytes of an ONNX model.
 
     Raises NotFoundError where there is none, UsageError where it is of no kind that can be read.
     """
-    refuse_pickle(str(tower))
-    if isinstance(tower, str | Path) and Path(tower).suffix.lower() == ".onnx":
-        from embedstore.importing.onnx_model import open_onnx
+    if isinstance(tower, bytes) or Path(str(tower)).suffix.lower() == ".onnx":
+        from embedstore.importing.onnx_model import OnnxModel
 
-        return open_onnx(Path(tower), output=output)
+        return OnnxModel(tower if isinstance(tower, bytes) else Path(tower), output=output)
+    refuse_pickle(str(tower))
     from embedstore.importing.keras_model import open_keras
 
     return open_keras(Path(tower) if isinstance(tower, str) else tower, output=output, signature=signature)

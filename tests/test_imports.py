@@ -28,6 +28,7 @@ LEVEL = {  # {cli} -> {sync, query, evaluation, training, export} -> {stores, ru
     "export": 3,
     "importing": 3,
     "loaders": 3,
+    "tracking": 3,
     "cli": 4,
 }
 AGAIN = ("evaluation", "training")  # global-time trains again, on what a training is given
@@ -51,6 +52,7 @@ HEAVY = (
     "onnxruntime",
     "optuna",
     "tomlkit",
+    "mlflow",
 )
 
 
@@ -133,6 +135,7 @@ def test_public_names_are_frozen() -> None:
         "Run",
         "TrainConfig",
         "embed",
+        "import_run",
         "load",
         "open_store",
         "recommend",

@@ -35,6 +35,7 @@ COMMANDS = {
     "export": "embedstore.cli.export:export",
     "gc": "embedstore.cli.lifecycle:gc",
     "history": "embedstore.cli.lifecycle:history",
+    "mlflow": "embedstore.cli.mlflow:mlflow",
     "pin": "embedstore.cli.lifecycle:pin",
     "plan": "embedstore.cli.sync:plan",
     "promote": "embedstore.cli.lifecycle:promote",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,11 @@ import click
 
 from embedstore.cli.gates import gate_option, print_gates, refuse_failed, refuse_unasked
 from embedstore.cli.lifecycle import why_option
-from embedstore.cli.output import Column, escape, print_json, print_table
+from embedstore.cli.mlflow import tracking_option
+from embedstore.cli.output import Column, escape, print_json, print_table, say
 from embedstore.cli.settings import alias_option, open_store_at, runs_option, store_option
 from embedstore.errors import NotFoundError
+from embedstore.runs.registry import MLFLOW
 
 if TYPE_CHECKING:
     from embedstore.runs.run import Run
@@ -51,6 +54,7 @@ _debias_option = click.option(
 @gate_option
 @no_promote_option
 @_json_option
+@tracking_option
 @runs_option
 @store_option
 @alias_option
@@ -64,16 +68,25 @@ def plan(
     gates: Sequence[Gate],
     no_promote: bool,
     as_json: bool,
+    tracking_uri: str | None,
 ) -> None:
     """Show what `sync` would create, write, delete and flip for RUN (default: latest); write nothing.
 
-    With --gate also what the gates say now; exits with 0 whatever they say.
+    With --gate also what the gates say now; exits with 0 whatever they say. RUN may be
+    mlflow:/NAME@ALIAS, as for `sync`; the run is downloaded for this command alone.
     """
+    from embedstore.runs.scratch import scratch_folder
     from embedstore.sync import plan as plan_sync
 
     refuse_unasked(gates, no_promote=no_promote)
-    with _store_if_there(store_location) as store:
-        found = _find(runs_dir, run, store, debias)
+    with ExitStack() as stack:
+        if run.startswith(MLFLOW):
+            into = stack.enter_context(scratch_folder(Path(tempfile.gettempdir())))
+            found = _brought(run, runs_dir, tracking_uri, debias, into=into)
+            store = stack.enter_context(_store_if_there(store_location))
+        else:
+            store = stack.enter_context(_store_if_there(store_location))
+            found = _find(runs_dir, run, store, debias)
         made = plan_sync(found, store, alias=alias, promote=not no_promote, gates=gates, runs_dir=runs_dir)
     if as_json:
         print_json(asdict(made))
@@ -102,6 +115,7 @@ def plan(
 @click.option(
     "--write-consistency", type=int, metavar="N", help="Copies that must have a write before it counts."
 )
+@tracking_option
 @runs_option
 @store_option
 @alias_option
@@ -119,6 +133,7 @@ def sync(
     shards: int | None,
     replicas: int | None,
     write_consistency: int | None,
+    tracking_uri: str | None,
 ) -> None:
     """Put the movie vectors of RUN (default: latest) into the store and point the alias at them.
 
@@ -132,6 +147,9 @@ def sync(
 
     With --debias the collection is ALIAS__RUN_debiasA. Wherever a RUN is given, RUN_debiasA (as in
     latest_debias0.50) is the run with these vectors.
+
+    RUN may be mlflow:/NAME@ALIAS or mlflow:/NAME/VERSION, a run that `mlflow log --register` put
+    into MLflow: it is downloaded into the folder of the runs, unless it is there, and its digests checked.
     """
     from embedstore.stores.contract import Spread
     from embedstore.sync import sync as sync_run
@@ -140,7 +158,11 @@ def sync(
     started = time.perf_counter()
     spread = Spread(shards, replicas, write_consistency)
     # The run first: a mistyped run must not leave an empty store behind.
-    found = None if run.startswith("@") else _find(runs_dir, run, None, debias)
+    found = None
+    if run.startswith(MLFLOW):
+        found = _brought(run, runs_dir, tracking_uri, debias)
+    elif not run.startswith("@"):
+        found = _find(runs_dir, run, None, debias)
     with open_store_at(store_location, create=found is not None) as store, progress_line() as progress:
         found = found or _find(runs_dir, run, store, debias)
         report = sync_run(
@@ -266,6 +288,22 @@ def _find(runs_dir: Path, reference: str, store: Store | None, debias: float | N
         raise NotFoundError(f"{reference} asks the store, and there is none yet; give a run id")
     else:
         run, _ = resolve(store, runs_dir, reference)
+    return run if debias is None else debiased(run, debias)
+
+
+def _brought(
+    reference: str,
+    runs_dir: Path,
+    tracking_uri: str | None,
+    debias: float | None,
+    *,
+    into: Path | None = None,
+) -> Run:
+    from embedstore.runs.debias import debiased
+    from embedstore.tracking import bring
+
+    told = say if into is None else None
+    run = bring(reference, runs_dir, into=into, tracking_uri=tracking_uri, say=told)
     return run if debias is None else debiased(run, debias)
 
 

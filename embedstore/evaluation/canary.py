@@ -130,7 +130,7 @@ def compare_live(
     Both get the same histories, by movie id: those of people, by default of a fixed sample of the users
     whom run knows, and leave out what was watched. The live run answers by its collection, and run by its
     own where it is in the store. The tower of the live run is that of its folder in runs_dir (by default
-    the folder of run), else that of its collection, where it is additive.
+    the folder of run), else that of its collection, but for a dense tower.
 
     Raises NotFoundError where nothing is live or the live run's tower is not at hand, UsageError where
     nobody is left to be asked, and what recommend raises.
@@ -178,7 +178,7 @@ def _live(store: Store, alias: str, runs_dir: Path) -> tuple[Run, str]:
     except NotFoundError:  # says how to bring the run, if any
         name = store.live(alias).collection
         metadata = store.metadata(name)
-        if metadata.tower != "additive":
+        if metadata.tower == "dense":
             raise
         return rebuilt(store, name, metadata), name
 

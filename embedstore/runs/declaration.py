@@ -99,13 +99,15 @@ class Declaration:
     inputs: tuple[InputRule, ...]
     vocabulary: str = "movies"
 
-    def to_json(self) -> str:
-        content = {
+    def to_dict(self) -> dict[str, Any]:
+        return {
             "schema": SCHEMA,
             "vocabulary": self.vocabulary,
             "inputs": [rule.to_dict() for rule in self.inputs],
         }
-        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
 
 
 def read_declaration(path: Path) -> Declaration:
@@ -205,6 +207,9 @@ def _check_sense(rule: InputRule, who: str) -> None:
     if type(rule.padding) is not kind:
         expected = "a text" if kind is str else "a whole number"
         raise ValueError(f"{who}: padding is {rule.padding!r}; expected {expected}")
+    bits = int(rule.dtype.removeprefix("int")) if rule.dtype.startswith("int") else 32
+    if isinstance(rule.padding, int) and not -(1 << bits - 1) <= rule.padding < 1 << bits - 1:
+        raise ValueError(f"{who}: padding is {rule.padding}, which is beyond {rule.dtype}")
     if rule.dtype == "str" and rule.form != "ids":
         raise ValueError(f"{who} takes text; expected the form ids")
     if rule.form == "ids" and rule.feature != "movies":

@@ -13,8 +13,18 @@ from embedstore.runs.evaluation import evaluation_path
 from embedstore.runs.manifest import MANIFEST, Manifest, read_manifest
 from embedstore.runs.run import Run
 
-__all__ = ["RUN_ID", "RunSummary", "find_run", "list_runs", "parse_live", "remove_run", "run_folders"]
+__all__ = [
+    "MLFLOW",
+    "RUN_ID",
+    "RunSummary",
+    "find_run",
+    "list_runs",
+    "parse_live",
+    "remove_run",
+    "run_folders",
+]
 
+MLFLOW = "mlflow:"  # how a name in MLflow's registry begins, see embedstore.tracking
 RUN_ID = re.compile(r"\d{8}t\d{6}-[0-9a-f]{4}")
 _LIVE = re.compile(r"@(?P<alias>[^~]+)(?:~(?P<back>\d+))?")
 
@@ -59,6 +69,10 @@ def find_run(runs_dir: Path, reference: str = "latest") -> Run:
     """
     if parse_live(reference):
         raise UsageError(f"{reference} asks the store which run is live; give a run id here")
+    if reference.startswith(MLFLOW):
+        raise UsageError(
+            f"only `plan` and `sync` take {reference}, a name in MLflow; sync it, then give the id of its run"
+        )
     plain, amount = split_reference(reference)
     if amount is not None:
         return debiased(find_run(runs_dir, plain), amount)

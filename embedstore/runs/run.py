@@ -186,10 +186,17 @@ class Run:
         """psi. Raises RunError where the run has none."""
         if self.history_vectors is not None:
             return AdditiveTower(self.history_vectors)
-        if self.manifest.tower == "none":
-            raise RunError(f"run {self.run_id} has no user tower; only `similar` works with it")
+        self.check_tower()
         spec = self._tower_json()
         return self._served_tower(spec) if str(spec.get("kind")) in FILES else self._dense_tower(spec)
+
+    def check_tower(self) -> None:
+        """Raise RunError where the run has no tower, and says what works without."""
+        if self.manifest.tower == "none":
+            raise RunError(
+                f"run {self.run_id} has no user tower to make psi(X) of a history; `embedstore query "
+                "--vector` takes one made elsewhere, and `embedstore similar` works as always"
+            )
 
     @cached_property
     def users(self) -> Vocabulary:

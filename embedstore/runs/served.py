@@ -144,7 +144,7 @@ def _keras(path: Path | bytes, output: str | None) -> tuple[_Call, int | None]:
     asked = keras.Model(inputs, psi)
 
     def run(feeds: Mapping[str, Array]) -> Array:
-        return np.asarray(keras.ops.convert_to_numpy(asked(dict(feeds), training=False)))
+        return np.asarray(asked(dict(feeds), training=False))
 
     return run, _fixed([tensor.shape for tensor in model.inputs])
 
@@ -173,10 +173,10 @@ def _one_of(what: str, given: str | None, names: Sequence[str]) -> str:
         return str(given)
     if given is None and len(names) == 1:
         return names[0]
-    asked = f"no {what} {given!r}" if given is not None else f"{len(names)} of them"
-    raise UsageError(
-        f"the model has {asked}; name its {what} that is psi with --{what}: {', '.join(names) or 'none'}"
-    )
+    listed = ", ".join(names) or "none"
+    if given is not None:
+        raise UsageError(f"the model has no {what} {given!r}; expected one of its {what}s: {listed}")
+    raise UsageError(f"the model has {len(names)} {what}s; name the one that is psi with --{what}: {listed}")
 
 
 def _fixed(shapes: Sequence[Sequence[Any]]) -> int | None:

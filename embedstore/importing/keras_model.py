@@ -16,7 +16,7 @@ from weakref import finalize
 import numpy as np
 import numpy.typing as npt
 
-from embedstore.errors import UsageError
+from embedstore.errors import NotFoundError, UsageError
 from embedstore.importing.model import Matrix, PlainStack
 from embedstore.runs.declaration import InputRule, ModelInput
 from embedstore.runs.quiet import start_tensorflow
@@ -148,7 +148,8 @@ def open_keras(source: Any, *, output: str | None = None, signature: str | None 
     A model with Python code of its own (a Lambda layer, a class that Keras does not know) is read from a file
     only where the program has registered that code; it becomes a SavedModel, whose graph does without.
 
-    Raises UsageError where source cannot be read, or does not say which of its outputs is psi (n, width).
+    Raises NotFoundError where there is no source, UsageError where it cannot be read, or does not say which
+    of its outputs is psi, (n, width).
     """
     path = Path(source) if isinstance(source, str | Path) else None
     if path is not None and path.suffix.lower() in (".h5", ".hdf5"):
@@ -188,6 +189,10 @@ def _read(path: Path) -> tuple[Any, Sequence[str]]:
         with zipfile.ZipFile(path) as file:
             config = json.loads(file.read("config.json"))
             version = str(json.loads(file.read("metadata.json")).get("keras_version"))
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"there is no model {path}; expected a .keras file or the folder of a SavedModel"
+        ) from error
     except OSError as error:
         raise UsageError(f"model {path} cannot be read: {error.strerror or error}") from error
     except (
@@ -243,7 +248,7 @@ def _keras_model(
     whole = len(inputs) == len(model.inputs) and psi is model.outputs[0]
     tower = keras.Model(inputs, psi)
     if foreign:
-        return _exported(tower, weights)
+        return _exported(tower if output is None else keras.Model(inputs, {output: psi}), weights)
 
     def trace() -> _Traced:
         import tensorflow as tf

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from embedstore.data.features import Bags
-from embedstore.errors import UsageError
+from embedstore.errors import NotFoundError, UsageError
 from embedstore.importing.keras_model import KerasModel, open_keras
 from embedstore.importing.model import PlainStack
 from embedstore.runs.declaration import InputRule, ModelInput
@@ -449,7 +449,7 @@ def test_a_live_model_with_python_code_becomes_a_saved_model(tmp_path: Path) -> 
     hot = np.eye(N, dtype=np.float32)
     psi = 2 * model.get_layer("table").kernel.numpy() @ model.get_layer("psi").kernel.numpy()
     np.testing.assert_allclose(found.session()({"watched": hot}), psi, rtol=1e-5, atol=1e-6)
-    saved = open_session("saved_model", tmp_path / "saved_model")
+    saved = open_session("saved_model", tmp_path / "saved_model", output="psi")
     np.testing.assert_allclose(saved({"watched": hot}), psi, rtol=1e-5, atol=1e-6)
 
 
@@ -612,7 +612,6 @@ def test_a_file_that_is_no_keras_model_is_refused_in_one_sentence(tmp_path: Path
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 255
     cases = {
-        "missing.keras": (None, "missing.keras cannot be read: No such file"),
         "text.keras": (b"hello", "text.keras is no .keras file, or not all of it"),
         "cut.keras": (whole[:-200], "cut.keras is no .keras file, or not all of it"),
         "flipped.keras": (bytes(flipped), "flipped.keras cannot be read as a Keras model: Bad CRC-32"),
@@ -627,11 +626,12 @@ def test_a_file_that_is_no_keras_model_is_refused_in_one_sentence(tmp_path: Path
         "old.h5": (whole, r"old.h5 is in Keras' old HDF5 format, .*model.save\('model.keras'\)"),
     }
     for name, (content, message) in cases.items():
-        if content is not None:
-            (tmp_path / name).write_bytes(content)
+        (tmp_path / name).write_bytes(content)
         with pytest.raises(UsageError, match=message):
             open_keras(tmp_path / name)
     assert open_keras(good).width == DIM
+    with pytest.raises(NotFoundError, match=r"there is no model .*missing\.keras"):
+        open_keras(tmp_path / "missing.keras")
 
 
 def test_a_folder_that_is_no_saved_model_and_what_is_no_model_are_refused(tmp_path: Path) -> None:

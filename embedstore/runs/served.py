@@ -22,7 +22,17 @@ from embedstore.runs.manifest import sync_path
 from embedstore.runs.quiet import start_tensorflow
 from embedstore.runs.tower import Matrix, MovieFeature, Terms
 
-__all__ = ["FILES", "NAMES", "Kind", "ServedTower", "Session", "open_session", "require", "write_served"]
+__all__ = [
+    "FILES",
+    "NAMES",
+    "Kind",
+    "ServedTower",
+    "Session",
+    "open_session",
+    "require",
+    "session_of",
+    "write_served",
+]
 
 Kind = Literal["onnx", "keras", "saved_model"]
 Array = npt.NDArray[Any]
@@ -84,9 +94,20 @@ def open_session(
     except Exception as error:  # these libraries raise anything of a file that is not theirs
         raise UsageError(f"the {NAMES[kind]} cannot be opened: {_said(error)}") from error
 
+    return session_of(kind, run, size)
+
+
+_Call = Callable[[Mapping[str, Array]], Array]
+
+
+def session_of(kind: str, run: _Call, size: int | None = None) -> Session:
+    """Return an open model as a function. size: the number of users of a call, None where any will do."""
+
     def session(feeds: Mapping[str, Array]) -> Matrix:
         try:
             psi = np.asarray(run(feeds) if size is None else _in_parts(run, feeds, size))
+            if psi.dtype.name == "bfloat16":  # which NumPy does not know as a floating number
+                psi = psi.astype(np.float32)
         except Exception as error:
             raise RunError(
                 f"the {NAMES[kind]} refuses what its declaration makes of a history: {_said(error)}"
@@ -100,9 +121,6 @@ def open_session(
         return psi.astype(np.float32, copy=False)
 
     return session
-
-
-_Call = Callable[[Mapping[str, Array]], Array]
 
 
 def _onnx(content: bytes, output: str | None) -> tuple[_Call, int | None]:
@@ -128,11 +146,11 @@ def _keras(path: Path | bytes, output: str | None) -> tuple[_Call, int | None]:
 
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
     inputs = {tensor.name: tensor for tensor in model.inputs}
-    if output is not None:
-        psi = model.get_layer(output).output
+    named = {tensor._keras_history.operation.name: tensor for tensor in model.outputs}
+    if output is None or output in named:
+        psi = named[_one_of("output", output, list(named))]
     else:
-        named = dict(zip(model.output_names, model.outputs, strict=True))
-        psi = named[_one_of("output", None, list(named))]
+        psi = model.get_layer(output).output
     asked = keras.Model(inputs, psi)
 
     def run(feeds: Mapping[str, Array]) -> Array:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedstore.cli.compare import compare
+from embedstore.cli.imports import import_command
 from embedstore.cli.output import (
     Column,
     escape,
@@ -47,7 +48,7 @@ FIELDS = ("run_id", "state", "created_at", "preset", "dataset", "n_users", "n_mo
 
 @click.group()
 def runs() -> None:
-    """List, show, compare, restore and remove runs: the sealed folders that training writes.
+    """List, show, compare, import, restore and remove runs: the sealed folders that training writes.
 
     A RUN is a full id, a unique beginning of one, or `latest`; `show` and `compare` also take
     `@movies`, the run that the alias serves, and `@movies~1`, the one before it.
@@ -55,6 +56,7 @@ def runs() -> None:
 
 
 runs.add_command(compare)
+runs.add_command(import_command)
 
 
 @runs.command("list")

@@ -48,12 +48,16 @@ def data_of(run: Run, dataset: Dataset, *, any_data: bool = False) -> Prepared:
     any_data: also where run was trained on other data; then the split is that of the default
     configuration, unless run has one.
 
-    Raises UsageError where dataset is not the one of run, RunError where run does not say who was
-    held out.
+    Raises UsageError where dataset is not the one of run, RunError where run has no tower, or does not
+    say who was held out.
     """
+    run.check_tower()
     trained_on, config = run.manifest.dataset, run.manifest.config
     if "split_seed" not in config and not any_data:
-        raise RunError(f"run {run.run_id} does not say which users its training held out; train again")
+        raise RunError(
+            f"run {run.run_id} does not say which users its training held out; train again, or import "
+            "it with --ratings"
+        )
     if trained_on.get("sha256") != dataset.sha256 and not any_data:
         raise UsageError(
             f"run {run.run_id} was trained on {trained_on.get('name', 'unknown data')} (fingerprint "

@@ -164,8 +164,8 @@ def of_model(
         proven = prove(served, lambda: model.plain(rules), say)
         if proven.limit is not None:
             notes.append(
-                f"psi is a mean of one vector per movie, but only of the newest {proven.limit}, since the input "
-                "of the model has no room for more: with an input of any length Qdrant could compute it"
+                f"psi is a mean of one vector per movie, but only of the newest {proven.limit}, since the "
+                "input of the model has no room for more: with an input of any length Qdrant could compute it"
             )
         yield Source(
             matrix if bias is None else np.column_stack([matrix, bias]),
@@ -179,15 +179,15 @@ def of_model(
 
 
 def open_model(tower: Any, *, output: str | None, signature: str | None) -> TowerModel:
-    """Return the model of a file, a folder or a living keras.Model.
+    """Return the model of a file, a folder, a living keras.Model or the bytes of an ONNX model.
 
     Raises NotFoundError where there is none, UsageError where it is of no kind that can be read.
     """
-    refuse_pickle(str(tower))
-    if isinstance(tower, str | Path) and Path(tower).suffix.lower() == ".onnx":
-        from embedstore.importing.onnx_model import open_onnx
+    if isinstance(tower, bytes) or Path(str(tower)).suffix.lower() == ".onnx":
+        from embedstore.importing.onnx_model import OnnxModel
 
-        return open_onnx(Path(tower), output=output)
+        return OnnxModel(tower if isinstance(tower, bytes) else Path(tower), output=output)
+    refuse_pickle(str(tower))
     from embedstore.importing.keras_model import open_keras
 
     return open_keras(Path(tower) if isinstance(tower, str) else tower, output=output, signature=signature)
@@ -303,6 +303,11 @@ def _only_one(shapes: Mapping[str, tuple[int, int]], n: int, width: int | None) 
     ]
     if len(fitting) == 1:
         return fitting[0]
+    if width is not None and n <= width <= n + _PADDING:
+        raise UsageError(
+            f"the model gives {width:,} numbers, the scores of all movies rather than psi; name the layer "
+            "before with --output, and the layer of the scores with --vectors model:NAME"
+        )
     said = "no weight" if not fitting else f"{len(fitting)} weights ({', '.join(fitting[:5])})"
     wanted = f"({n:,}, {width or 'width of psi'})"
     raise UsageError(

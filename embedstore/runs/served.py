@@ -22,7 +22,7 @@ from embedstore.runs.manifest import sync_path
 from embedstore.runs.quiet import start_tensorflow
 from embedstore.runs.tower import Matrix, MovieFeature, Terms
 
-__all__ = ["FILES", "Kind", "ServedTower", "Session", "open_session", "require", "write_served"]
+__all__ = ["FILES", "Kind", "ServedTower", "Session", "open_session", "require", "session_of", "write_served"]
 
 Kind = Literal["onnx", "keras", "saved_model"]
 Array = npt.NDArray[Any]
@@ -84,9 +84,20 @@ def open_session(
     except Exception as error:  # these libraries raise anything of a file that is not theirs
         raise UsageError(f"the {_NAMES[kind]} cannot be opened: {_said(error)}") from error
 
+    return session_of(kind, run, size)
+
+
+_Call = Callable[[Mapping[str, Array]], Array]
+
+
+def session_of(kind: str, run: _Call, size: int | None = None) -> Session:
+    """Return an open model as a function. size: the number of users of a call, None where any will do."""
+
     def session(feeds: Mapping[str, Array]) -> Matrix:
         try:
             psi = np.asarray(run(feeds) if size is None else _in_parts(run, feeds, size))
+            if psi.dtype.name == "bfloat16":  # which NumPy does not know as a floating number
+                psi = psi.astype(np.float32)
         except Exception as error:
             raise RunError(
                 f"the {_NAMES[kind]} refuses what its declaration makes of a history: {_said(error)}"
@@ -100,9 +111,6 @@ def open_session(
         return psi.astype(np.float32, copy=False)
 
     return session
-
-
-_Call = Callable[[Mapping[str, Array]], Array]
 
 
 def _onnx(content: bytes, output: str | None) -> tuple[_Call, int | None]:
@@ -128,15 +136,15 @@ def _keras(path: Path | bytes, output: str | None) -> tuple[_Call, int | None]:
 
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
     inputs = {tensor.name: tensor for tensor in model.inputs}
-    if output is not None:
-        psi = model.get_layer(output).output
+    named = {tensor._keras_history.operation.name: tensor for tensor in model.outputs}
+    if output is None or output in named:
+        psi = named[_one_of("output", output, list(named))]
     else:
-        named = dict(zip(model.output_names, model.outputs, strict=True))
-        psi = named[_one_of("output", None, list(named))]
+        psi = model.get_layer(output).output
     asked = keras.Model(inputs, psi)
 
     def run(feeds: Mapping[str, Array]) -> Array:
-        return np.asarray(keras.ops.convert_to_numpy(asked(dict(feeds), training=False)))
+        return np.asarray(asked(dict(feeds), training=False))
 
     return run, _fixed([tensor.shape for tensor in model.inputs])
 
@@ -165,10 +173,10 @@ def _one_of(what: str, given: str | None, names: Sequence[str]) -> str:
         return str(given)
     if given is None and len(names) == 1:
         return names[0]
-    asked = f"no {what} {given!r}" if given is not None else f"{len(names)} of them"
-    raise UsageError(
-        f"the model has {asked}; name its {what} that is psi with --{what}: {', '.join(names) or 'none'}"
-    )
+    listed = ", ".join(names) or "none"
+    if given is not None:
+        raise UsageError(f"the model has no {what} {given!r}; expected one of its {what}s: {listed}")
+    raise UsageError(f"the model has {len(names)} {what}s; name the one that is psi with --{what}: {listed}")
 
 
 def _fixed(shapes: Sequence[Sequence[Any]]) -> int | None:

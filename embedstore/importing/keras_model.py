@@ -234,7 +234,7 @@ def _keras_model(
         if output is not None:
             raise UsageError(
                 f"the model is a {type(model).__name__}, in which no layer can be found by name; leave "
-                f"output {output!r} out, and give a model whose only output is psi"
+                f"--output {output} out, and give a model whose only output is psi"
             )
         return _exported(model, weights)
     psi = _psi(model, output)
@@ -299,7 +299,7 @@ def _psi(model: Any, output: str | None) -> Any:
         if len(named) > 1:
             raise UsageError(
                 f"the model has {len(named)} outputs ({', '.join(name for name, _ in named)}); name the one "
-                "that is psi with output"
+                "that is psi with --output"
             )
         return model.outputs[0]
     reached = _reached(model.outputs)
@@ -418,7 +418,7 @@ def _one_of(what: str, given: str | None, names: Sequence[str]) -> str:
             "tf.saved_model.save writes it"
         )
     found = f"no {what} {given!r}" if given is not None else f"{len(names)} {what}s"
-    raise UsageError(f"the SavedModel has {found}; name one of {', '.join(names)} with {what}")
+    raise UsageError(f"the SavedModel has {found}; name one of {', '.join(names)} with --{what}")
 
 
 def _variables(module: Any) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def _saved_model(path: Path | bytes, output: str | None, signature: str | None) 
     given = signature or ("serving_default" if "serving_default" in module.signatures else None)
     which = _one_of("signature", given, list(module.signatures))
     inputs = module.signatures[which].structured_input_signature[1]
-    name = _one_of("output", output, list(module.signatures[which].structured_outputs))
+    name = _one_of("output", output, sorted(module.signatures[which].structured_outputs))
 
     def run(feeds: Mapping[str, Array]) -> Array:
         tensors = {key: tf.constant(value) for key, value in feeds.items()}

@@ -544,7 +544,7 @@ def test_one_of_several_signatures_and_outputs_is_chosen_by_name(tmp_path: Path)
         open_keras(path)
     with pytest.raises(UsageError, match="no signature 'users'; name one of"):
         open_keras(path, signature="users")
-    with pytest.raises(UsageError, match="has 2 outputs; name one of psi, rows with output"):
+    with pytest.raises(UsageError, match="has 2 outputs; name one of psi, rows with --output"):
         open_keras(path, signature="movie")
     with pytest.raises(UsageError, match=r"'rows' has shape \(any, any, 3\)"):
         open_keras(path, signature="movie", output="rows")

@@ -31,11 +31,6 @@ Wide = npt.NDArray[np.float64]
 Fed = Mapping[str, npt.NDArray[Any]]
 
 _LARGEST_UNIT = 4096  # rows of a unit matrix or a diagonal
-_POWERS: Mapping[Pooling, float] = {
-    "mean": 1.0,
-    "l2": 0.5,
-    "sum": 0.0,
-}  # of the size, that sums are divided by
 _SAME = frozenset({"Identity", "StopGradient", "PreventGradient", "CheckNumerics"})
 _ADDITIONS = frozenset({"Add", "AddV2", "BiasAdd"})
 _DIVISIONS = frozenset({"RealDiv", "DivNoNan"})
@@ -76,6 +71,7 @@ class _Layer:
 
     @classmethod
     def idle(cls, width: int) -> _Layer:
+        """Return the layer that does nothing."""
         return cls(np.ones(width), np.zeros(width))
 
     def square(self) -> Wide:
@@ -86,13 +82,13 @@ class _Layer:
         """Return it as a layer of a tower, None where it does nothing."""
         bias = self.bias.astype(np.float32) if self.bias.any() else None
         if (
-            self.kernel.ndim == 1
-            and (self.kernel == 1).all()
-            and bias is None
-            and self.activation == "linear"
+            self.kernel.ndim == 2
+            or bias is not None
+            or self.activation != "linear"
+            or (self.kernel != 1).any()
         ):
-            return None
-        return TowerLayer(self.square().astype(np.float32), bias, self.activation)
+            return TowerLayer(self.square().astype(np.float32), bias, self.activation)
+        return None
 
 
 @dataclass(frozen=True)
@@ -138,12 +134,12 @@ class _Stack:
         if all(part.table is not None for part in self.inputs):
             return self
         first, *others = self.layers or [_Layer.idle(self.width)]
-        width = int(first.bias.size)
+        kernel, width = first.square(), int(first.bias.size)
         inputs: list[_Pooled] = []
         blocks: list[Wide] = []  # of the kernel, one for each input
         start = 0
         for part in self.inputs:
-            block, table = first.square()[start : start + part.width], part.table
+            block, table = kernel[start : start + part.width], part.table
             start += part.width
             if table is None:
                 small = part.width <= width
@@ -169,18 +165,14 @@ def _side_by_side(stacks: Sequence[_Stack]) -> _Stack:
     inputs = [part for stack in stacks for part in stack.inputs]
     layers = []
     for depth in range(max(len(stack.layers) for stack in stacks)):
-        row = [
-            stack.layers[depth] if depth < len(stack.layers) else _Layer.idle(stack.width) for stack in stacks
-        ]
+        row = [[*stack.layers, *[_Layer.idle(stack.width)] * (depth + 1)][depth] for stack in stacks]
         activations = {layer.activation for layer in row}
         if len(activations) > 1:
             raise _UnfitError
-        diagonal = all(layer.kernel.ndim == 1 for layer in row)
-        kernel = (
-            np.concatenate([layer.kernel for layer in row])
-            if diagonal
-            else block_diag(*(layer.square() for layer in row))
-        )
+        if all(layer.kernel.ndim == 1 for layer in row):
+            kernel = np.concatenate([layer.kernel for layer in row])
+        else:
+            kernel = block_diag(*(layer.square() for layer in row))
         layers.append(_Layer(kernel, np.concatenate([layer.bias for layer in row]), activations.pop()))
     return _Stack(inputs, layers)
 
@@ -206,10 +198,9 @@ class Graph:
         """How many rows the table or kernel has that an input goes into, by the input's name."""
         rows = {}
         for name, tensor in self._inputs.items():
-            found = self._table(tensor)
-            length = None if found is None else found.shape[0]
-            if length is not None:
-                rows[name] = int(length)
+            table = self._table(tensor)
+            if table is not None:
+                rows[name] = int(table.shape[0])
         return rows
 
     def plain(self, rules: Sequence[InputRule]) -> PlainStack | None:
@@ -230,10 +221,11 @@ class Graph:
         while waiting:
             indices = waiting.pop()
             for op in indices.consumers():
-                if op.type == "GatherV2" and op.inputs[1] is indices and _width(op.inputs[0]) is not None:
-                    return op.inputs[0]
-                if op.type == "MatMul" and op.inputs[0] is indices and not op.get_attr("transpose_b"):
-                    return op.inputs[1]
+                known = [other for other in op.inputs if not self._of(other) and other.shape.rank == 2]
+                if op.type == "GatherV2" and known and known[0] is op.inputs[0]:
+                    return known[0]
+                if op.type == "MatMul" and known and not op.get_attr("transpose_b"):
+                    return known[0]
                 if op.type in _INDICES and op.name not in seen:
                     seen.add(op.name)
                     waiting.append(op.outputs[0])
@@ -350,19 +342,23 @@ class Graph:
         main = [rule for rule in of if rule.form in ("indices", "ids", "multi_hot")]
         if len(main) != 1 or len({rule.feature for rule in of}) != 1:
             raise _UnfitError
-        name, size = main[0].name, main[0].size or self.tables.get(main[0].name, 0)
-        width = int(tensor.shape[1])
+        rule, width = main[0], int(tensor.shape[1])
+        size = rule.size if rule.form == "multi_hot" else self.tables.get(rule.name)
+        if not size:
+            raise _UnfitError
         hot = self._hot(tensor, size)
         pooling = None if hot is None else Branch(of, size, hot.ask).pooling(None)
         if hot is not None and pooling is not None:
-            return _Stack([_Pooled(name, hot.kernel, pooling, width)])
+            return _Stack([_Pooled(rule.name, hot.kernel, pooling, width)])
         branch = Branch(of, size, self._function(tensor))
-        if main[0].form != "multi_hot":
-            for table in (self._looked_up, lambda _: branch.table()):
-                rows = table(name)
-                pooling = branch.pooling(rows)
-                if pooling is not None:
-                    return _Stack([_Pooled(name, rows, pooling, width)])
+        if rule.form != "multi_hot":
+            table: Matrix = self._value(self._table(self._inputs[rule.name])).astype(np.float32)
+            pooling = branch.pooling(table)
+            if pooling is None:
+                table = branch.table()
+                pooling = branch.pooling(table)
+            if pooling is not None:
+                return _Stack([_Pooled(rule.name, table, pooling, width)])
         raise _UnfitError
 
     def _hot(self, tensor: tf.Tensor, size: int) -> _Hot | None:
@@ -390,11 +386,6 @@ class Graph:
 
         return _Hot(ask, None if kernel is None else kernel.astype(np.float32))
 
-    def _looked_up(self, name: str) -> Matrix:
-        """Return the table that an input goes into."""
-        table: Matrix = self._value(self._table(self._inputs[name])).astype(np.float32)
-        return table
-
 
 class _Hot(NamedTuple):
     """See Graph._hot. kernel: None where there is none."""
@@ -404,12 +395,9 @@ class _Hot(NamedTuple):
 
 
 def _width(tensor: tf.Tensor) -> int | None:
-    return _length(tensor, 1) if tensor.shape.rank == 2 else None
-
-
-def _length(tensor: tf.Tensor, axis: int) -> int | None:
-    length = tensor.shape[axis]
-    return None if length is None else int(length)
+    """Return the number of columns of a matrix, None where it is none or does not say."""
+    width = tensor.shape[1] if tensor.shape.rank == 2 else None
+    return None if width is None else int(width)
 
 
 def _same_values(tensor: tf.Tensor) -> bool:
@@ -417,11 +405,8 @@ def _same_values(tensor: tf.Tensor) -> bool:
     op = tensor.op
     if op.type == "Cast":
         return bool(tensor.dtype.is_floating and not op.inputs[0].dtype.is_complex)
-    return (
-        op.type in ("Reshape", "Squeeze")
-        and _width(tensor) is not None
-        and (_width(tensor) == _width(op.inputs[0]))
-    )
+    flat = _width(tensor)
+    return op.type in ("Reshape", "Squeeze") and flat is not None and flat == _width(op.inputs[0])
 
 
 def _elementwise(kind: str, source: tf.Tensor, value: Wide, *, first: bool) -> _Step | None:

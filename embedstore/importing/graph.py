@@ -190,8 +190,6 @@ class Graph:
         placeholders = {op.name: op.outputs[0] for op in operations if op.type == "Placeholder"}
         self._inputs = {name: placeholders[at] for name, at in inputs.items() if at in placeholders}
         self._output = self._frozen.outputs[output]
-        # What else the function holds on to, such as a vocabulary of texts, cannot be a constant.
-        self._open = len(placeholders) == len(self._inputs) == len(inputs)
 
     @cached_property
     def tables(self) -> Mapping[str, int]:
@@ -205,7 +203,7 @@ class Graph:
 
     def plain(self, rules: Sequence[InputRule]) -> PlainStack | None:
         """Return the function as a plain stack, None where it does not look like one."""
-        if not self._open or {rule.name for rule in rules} != self._inputs.keys():
+        if {rule.name for rule in rules} != self._inputs.keys():
             return None
         try:
             stack = self._stack(self._output, {rule.name: rule for rule in rules}).tabled()

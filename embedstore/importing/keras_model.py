@@ -115,6 +115,8 @@ class KerasModel:
         from embedstore.importing.graph import Graph
 
         traced = self.trace()
+        if len(traced.function.captured_inputs) > len(traced.function.variables):
+            return None  # what else it holds on to, such as a vocabulary of texts, is no constant
         try:
             return Graph(traced.function, traced.placeholders, traced.output)
         except (ValueError, tf.errors.OpError):  # more than a graph can hold: TensorFlow has to serve it

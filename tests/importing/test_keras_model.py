@@ -594,6 +594,24 @@ def test_a_saved_model_that_takes_texts_is_taken_and_served(tmp_path: Path) -> N
     assert found.plain([InputRule("movie_ids", "movies", "ids", "str", padding="")]) is None
 
 
+def test_a_keras_model_that_takes_texts_is_taken_and_served(tmp_path: Path) -> None:
+    import keras
+    from keras import layers
+
+    watched = keras.Input((None,), dtype="string", name="movie_ids")
+    x = layers.StringLookup(vocabulary=["10", "20"], mask_token="")(watched)  # "" is 0, the unknown 1
+    table = layers.Embedding(4, DIM, mask_zero=True, name="table")
+    found = open_keras(keras.Model(watched, layers.GlobalAveragePooling1D()(table(x))))
+    assert found.inputs == [ModelInput("movie_ids", (None, None), "str")]
+    rows = found.matrix("table", 4)[0]
+    wanted = [(rows[2] + rows[3]) / 2, rows[1]]
+    found.save(tmp_path)
+    texts = np.array([["10", "20"], ["99", ""]], dtype=object)
+    for session in (found.session(), open_session("keras", tmp_path / "model.keras")):
+        np.testing.assert_allclose(session({"movie_ids": texts}), wanted, rtol=1e-6)
+    assert found.plain([InputRule("movie_ids", "movies", "ids", "str", padding="")]) is None
+
+
 # --- files that are none ---
 
 

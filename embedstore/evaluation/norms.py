@@ -14,6 +14,7 @@ from embedstore.evaluation.metrics import CatalogFacts, measure
 from embedstore.evaluation.serving import rank_unknown
 from embedstore.runs.debias import norms_of
 from embedstore.runs.run import Run
+from embedstore.runs.served import ServedTower
 from embedstore.runs.tower import AdditiveTower, DenseTower
 
 __all__ = ["Decile", "Norms", "correlation", "norms"]
@@ -100,7 +101,7 @@ def _has_bias(run: Run) -> bool:
     tower = run.tower
     if isinstance(tower, AdditiveTower):
         return bool(np.ptp(tower.history_vectors[:, -1]) == 0)
-    return isinstance(tower, DenseTower) and tower.constant
+    return isinstance(tower, DenseTower | ServedTower) and tower.constant
 
 
 def correlation(lengths: npt.NDArray[np.float64], popularity: Rows) -> float | None:
@@ -120,6 +121,7 @@ def _lists(run: Run) -> Iterator[Rows]:
     step = max(1, _BATCH_FLOATS // len(run.movies))
     for start in range(0, picked.size, step):
         histories = [run.history(user_id) for user_id in run.users.ids(picked[start : start + step])]
-        bags = Bags.of(rows for rows in histories if rows.size)
+        bags = Bags.of(histories)
+        bags = bags.of_users(run.tower.knows(bags))
         if len(bags):
             yield rank_unknown(run.tower.batch(bags) @ run.movie_vectors.T, bags, _LONGEST)

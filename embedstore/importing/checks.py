@@ -78,7 +78,7 @@ def measure(
     except DataError as error:
         return Checked([Finding("metrics", f"the model was not measured: {error}")])
 
-    def scorer(psi: Any) -> Scorer:  # of which batch alone is asked
+    def scorer(psi: Any) -> Scorer:  # a tower, or one that is moved
         return scorer_of((psi, vectors, movies), movies_of(data))
 
     metrics = metrics_of(data, scorer(tower))
@@ -100,7 +100,10 @@ class _Moved:
     rows: Rows
 
     def batch(self, bags: Bags) -> Matrix:
-        return self.tower.batch(Bags(self.rows[bags.rows], bags.offsets))
+        return self.tower.batch(bags._replace(rows=self.rows[bags.rows]))
+
+    def knows(self, bags: Bags) -> npt.NDArray[np.bool_]:
+        return self.tower.knows(bags._replace(rows=self.rows[bags.rows]))
 
 
 def _psi(own: Scorer, moved: Sequence[Scorer], held_out: HeldOut) -> Iterator[Finding]:

@@ -100,10 +100,10 @@ class _Moved:
     rows: Rows
 
     def batch(self, bags: Bags) -> Matrix:
-        return self.tower.batch(bags._replace(rows=self.rows[bags.rows]))
+        return self.tower.batch(Bags(self.rows[bags.rows], bags.offsets))
 
     def knows(self, bags: Bags) -> npt.NDArray[np.bool_]:
-        return self.tower.knows(bags._replace(rows=self.rows[bags.rows]))
+        return self.tower.knows(Bags(self.rows[bags.rows], bags.offsets))
 
 
 def _psi(own: Scorer, moved: Sequence[Scorer], held_out: HeldOut) -> Iterator[Finding]:

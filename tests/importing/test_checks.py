@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from embedstore.data.dataset import Dataset, RatingColumns
@@ -81,6 +81,7 @@ def test_a_trained_model_is_in_order_whatever_its_norms(
 
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1))
+@example(seed=26831)  # falling popularity fits better than it by chance, and not well
 def test_a_random_order_is_an_alarm(seed: int, model: Model, rated: Dataset) -> None:
     movies, vectors, _ = model
     found = check_order(movies, vectors[np.random.default_rng(seed).permutation(len(vectors))], rated)

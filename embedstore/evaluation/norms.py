@@ -17,7 +17,7 @@ from embedstore.runs.run import Run
 from embedstore.runs.served import ServedTower
 from embedstore.runs.tower import AdditiveTower, DenseTower
 
-__all__ = ["Decile", "Norms", "norms"]
+__all__ = ["Decile", "Norms", "correlation", "norms"]
 
 SHOWN = ("coverage@10", "gini@10", "coverage@100", "gini@100")
 
@@ -77,8 +77,8 @@ def norms(run: Run) -> Norms:
     return Norms(
         reference=run.reference,
         n_movies=len(run.movies),
-        correlation=_correlation(lengths, popularity),
-        correlation_without_bias=_correlation(norms_of(vectors[:, :-1]), popularity) if biased else None,
+        correlation=correlation(lengths, popularity),
+        correlation_without_bias=correlation(norms_of(vectors[:, :-1]), popularity) if biased else None,
         deciles=[
             Decile(
                 n_movies=int(part.size),
@@ -104,7 +104,8 @@ def _has_bias(run: Run) -> bool:
     return isinstance(tower, DenseTower | ServedTower) and tower.constant
 
 
-def _correlation(lengths: npt.NDArray[np.float64], popularity: Rows) -> float | None:
+def correlation(lengths: npt.NDArray[np.float64], popularity: Rows) -> float | None:
+    """Return the correlation of the logarithms, where both are positive; None where it is not defined."""
     some = (lengths > 0) & (popularity > 0)
     x, y = np.log(lengths[some]), np.log(popularity[some])
     if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:

@@ -6,7 +6,7 @@ Everything after it, sync, gates, query, evaluate, export, is the path of a run 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ import numpy.typing as npt
 
 from embedstore.data.dataset import Dataset, MovieTable
 from embedstore.data.features import Ids, MovieId, Vocabulary
-from embedstore.errors import VerificationError
+from embedstore.errors import RunError, VerificationError
 from embedstore.importing.checks import Finding, check
 from embedstore.importing.sources import Movies, Source, is_array, of_arrays, of_model
 from embedstore.importing.vectors import check_ids
+from embedstore.runs.consent import allow
 from embedstore.runs.declaration import Declaration
+from embedstore.runs.manifest import read_manifest
 from embedstore.runs.writer import Histories, RunContent, describe, ids_of, movie_line, write_content
 
 __all__ = ["Finding", "Imported", "import_run"]
@@ -161,6 +163,9 @@ def _sealed(
         metrics=checked.metrics,
         run_id=run_id,
     )
+    if source.served_by == "tensorflow":  # a program, which ran here already
+        with suppress(RunError):  # where it cannot be noted, a query says what to do
+            allow(read_manifest(path))
     return Imported(
         path=str(path),
         run_id=path.name,

@@ -131,7 +131,12 @@ def _onnx(content: bytes, output: str | None) -> tuple[_Call, int | None]:
     options.enable_mem_pattern = False  # of which there is one for every length of a history
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        content,
+        options,
+        providers=["CPUExecutionProvider"],
+        enable_fallback=0,  # to another provider, which it prints
+    )
     name = one_of("output", output, [found.name for found in session.get_outputs()])
 
     def run(feeds: Mapping[str, Array]) -> Array:

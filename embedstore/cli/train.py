@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from embedstore.data.dataset import Dataset
     from embedstore.training.prepared import TrainProgress
 
-__all__ = ["load_dataset", "train"]
+__all__ = ["load_dataset", "print_metrics", "train"]
 
 
 class _TrainCommand(click.Command):
@@ -142,6 +142,11 @@ def _print_result(path: Path, as_json: bool) -> None:
         f"users: {users['train']} to train, {users['validation']} to validate; "
         f"metrics of {users['scored']} others from what they liked\namong a hidden fifth of their ratings\n"
     )
+    print_metrics(metrics)
+
+
+def print_metrics(metrics: Mapping[str, Any]) -> None:
+    """Print NDCG@100 and Recall@20 of a run, EASE and popularity as a table."""
     names = [("this run", metrics), ("EASE", metrics["ease"]), ("popularity", metrics["popularity"])]
     rows = [
         [name, f"{values['ndcg@100']:.4f}", f"{values['recall@20']:.4f}"]

@@ -207,6 +207,9 @@ def _check_sense(rule: InputRule, who: str) -> None:
     if type(rule.padding) is not kind:
         expected = "a text" if kind is str else "a whole number"
         raise ValueError(f"{who}: padding is {rule.padding!r}; expected {expected}")
+    bits = int(rule.dtype.removeprefix("int")) if rule.dtype.startswith("int") else 32
+    if isinstance(rule.padding, int) and not -(1 << bits - 1) <= rule.padding < 1 << bits - 1:
+        raise ValueError(f"{who}: padding is {rule.padding}, which is beyond {rule.dtype}")
     if rule.dtype == "str" and rule.form != "ids":
         raise ValueError(f"{who} takes text; expected the form ids")
     if rule.form == "ids" and rule.feature != "movies":

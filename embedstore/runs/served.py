@@ -22,7 +22,17 @@ from embedstore.runs.manifest import sync_path
 from embedstore.runs.quiet import start_tensorflow
 from embedstore.runs.tower import Matrix, MovieFeature, Terms
 
-__all__ = ["FILES", "Kind", "ServedTower", "Session", "open_session", "require", "write_served"]
+__all__ = [
+    "FILES",
+    "NAMES",
+    "Kind",
+    "ServedTower",
+    "Session",
+    "open_session",
+    "require",
+    "session_of",
+    "write_served",
+]
 
 Kind = Literal["onnx", "keras", "saved_model"]
 Array = npt.NDArray[Any]
@@ -37,7 +47,7 @@ FILES: Final[Mapping[str, str]] = {  # by kind: the file of a run, or the folder
     "keras": "tower/model.keras",
     "saved_model": "tower/saved_model",
 }
-_NAMES = {"onnx": "ONNX model", "keras": "Keras model", "saved_model": "SavedModel"}
+NAMES = {"onnx": "ONNX model", "keras": "Keras model", "saved_model": "SavedModel"}
 _PACKAGES = {"onnx": "onnxruntime", "keras": "tensorflow", "saved_model": "tensorflow"}
 
 _BATCH_FLOATS = 1 << 22  # of the inputs of one call, 16 MB in float32
@@ -50,7 +60,7 @@ def require(kind: str) -> None:
     package = _PACKAGES[kind]
     if find_spec(package) is None:
         raise UsageError(
-            f"psi is computed by {'an' if kind == 'onnx' else 'a'} {_NAMES[kind]}, which needs {package}; "
+            f"psi is computed by {'an' if kind == 'onnx' else 'a'} {NAMES[kind]}, which needs {package}; "
             f"install with `pip install {package}`"
         )
 
@@ -82,27 +92,35 @@ def open_session(
     except EmbedstoreError:
         raise
     except Exception as error:  # these libraries raise anything of a file that is not theirs
-        raise UsageError(f"the {_NAMES[kind]} cannot be opened: {_said(error)}") from error
+        raise UsageError(f"the {NAMES[kind]} cannot be opened: {_said(error)}") from error
+
+    return session_of(kind, run, size)
+
+
+_Call = Callable[[Mapping[str, Array]], Array]
+
+
+def session_of(kind: str, run: _Call, size: int | None = None) -> Session:
+    """Return an open model as a function. size: the number of users of a call, None where any will do."""
 
     def session(feeds: Mapping[str, Array]) -> Matrix:
         try:
             psi = np.asarray(run(feeds) if size is None else _in_parts(run, feeds, size))
+            if psi.dtype.name == "bfloat16":  # which NumPy does not know as a floating number
+                psi = psi.astype(np.float32)
         except Exception as error:
             raise RunError(
-                f"the {_NAMES[kind]} refuses what its declaration makes of a history: {_said(error)}"
+                f"the {NAMES[kind]} refuses what its declaration makes of a history: {_said(error)}"
             ) from error
         n = len(next(iter(feeds.values())))
         if psi.ndim != 2 or len(psi) != n or psi.dtype.kind != "f":
             raise RunError(
-                f"the {_NAMES[kind]} gives {psi.dtype} of shape {psi.shape} for {n} users; expected floating "
+                f"the {NAMES[kind]} gives {psi.dtype} of shape {psi.shape} for {n} users; expected floating "
                 f"numbers of shape ({n}, width): name another output, or embed users one by one"
             )
         return psi.astype(np.float32, copy=False)
 
     return session
-
-
-_Call = Callable[[Mapping[str, Array]], Array]
 
 
 def _onnx(content: bytes, output: str | None) -> tuple[_Call, int | None]:
@@ -128,15 +146,15 @@ def _keras(path: Path | bytes, output: str | None) -> tuple[_Call, int | None]:
 
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
     inputs = {tensor.name: tensor for tensor in model.inputs}
-    if output is not None:
-        psi = model.get_layer(output).output
+    named = {tensor._keras_history.operation.name: tensor for tensor in model.outputs}
+    if output is None or output in named:
+        psi = named[_one_of("output", output, list(named))]
     else:
-        named = dict(zip(model.output_names, model.outputs, strict=True))
-        psi = named[_one_of("output", None, list(named))]
+        psi = model.get_layer(output).output
     asked = keras.Model(inputs, psi)
 
     def run(feeds: Mapping[str, Array]) -> Array:
-        return np.asarray(keras.ops.convert_to_numpy(asked(dict(feeds), training=False)))
+        return np.asarray(asked(dict(feeds), training=False))
 
     return run, _fixed([tensor.shape for tensor in model.inputs])
 
@@ -165,10 +183,10 @@ def _one_of(what: str, given: str | None, names: Sequence[str]) -> str:
         return str(given)
     if given is None and len(names) == 1:
         return names[0]
-    asked = f"no {what} {given!r}" if given is not None else f"{len(names)} of them"
-    raise UsageError(
-        f"the model has {asked}; name its {what} that is psi with --{what}: {', '.join(names) or 'none'}"
-    )
+    listed = ", ".join(names) or "none"
+    if given is not None:
+        raise UsageError(f"the model has no {what} {given!r}; expected one of its {what}s: {listed}")
+    raise UsageError(f"the model has {len(names)} {what}s; name the one that is psi with --{what}: {listed}")
 
 
 def _fixed(shapes: Sequence[Sequence[Any]]) -> int | None:
@@ -249,7 +267,7 @@ class ServedTower:
             )
             if found.shape[1] != self.width:
                 raise RunError(
-                    f"the {_NAMES[self.kind]} gives {found.shape[1]} numbers a user; expected {self.width}"
+                    f"the {NAMES[self.kind]} gives {found.shape[1]} numbers a user; expected {self.width}"
                 )
             psi[users, : self.width] = found
         return psi
@@ -264,10 +282,7 @@ class ServedTower:
         for start in range(0, n, step):
             bags = Bags.of(np.delete(history, place) for place in range(start, min(start + step, n)))
             known = self.knows(bags)
-            kept = bags.where(np.repeat(known, bags.sizes))
-            without[start : start + step][known] = self.batch(
-                Bags(kept.rows, kept.offsets[np.append(True, known)])
-            )
+            without[start : start + step][known] = self.batch(bags.of_users(known))
         return Terms(psi - without, exact=False)
 
     def _groups(self, bags: Bags) -> Iterator[Rows]:

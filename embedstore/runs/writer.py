@@ -23,6 +23,7 @@ from embedstore.runs.manifest import MANIFEST, Manifest, digest_of, replace_file
 from embedstore.runs.programs import git
 from embedstore.runs.registry import RUN_ID
 from embedstore.runs.scratch import scratch_folder
+from embedstore.runs.served import ServedTower, write_served
 from embedstore.runs.tower import AdditiveTower, DenseTower
 
 __all__ = [
@@ -70,7 +71,7 @@ class RunContent:
     movie_ids: Ids
     movie_lines: Iterable[str]
     movie_vectors: npt.NDArray[np.float32]
-    tower: AdditiveTower | DenseTower | None
+    tower: AdditiveTower | DenseTower | ServedTower | None
     histories: Histories = field(default_factory=Histories)
 
     @property
@@ -106,7 +107,7 @@ def write_run(
     dataset: Dataset,
     config: Mapping[str, Any],
     movie_vectors: npt.NDArray[np.float32],
-    tower: AdditiveTower | DenseTower,
+    tower: AdditiveTower | DenseTower | ServedTower,
     metrics: Mapping[str, Any],
     log: Sequence[Mapping[str, Any]] = (),
     cold: Rows | None = None,
@@ -268,7 +269,7 @@ def movie_line(
 
 
 def _check_vectors(
-    vectors: npt.NDArray[np.float32], n_movies: int, tower: AdditiveTower | DenseTower | None
+    vectors: npt.NDArray[np.float32], n_movies: int, tower: AdditiveTower | DenseTower | ServedTower | None
 ) -> None:
     if vectors.ndim != 2 or len(vectors) != n_movies:
         raise ValueError(
@@ -278,15 +279,19 @@ def _check_vectors(
         raise ValueError(
             f"the tower's width {tower.embedding_dim} must be the vectors' width {vectors.shape[1]}"
         )
-    for name, array in [("movie_vectors", vectors), *(_arrays(tower) if tower is not None else [])]:
+    for name, array in [("movie_vectors", vectors), *_arrays(tower)]:
         if not np.isfinite(array).all():
             raise RunError(
                 f"{name} holds NaN or infinity after training; lower the learning rate and train again"
             )
 
 
-def _arrays(tower: AdditiveTower | DenseTower) -> list[tuple[str, npt.NDArray[np.float32]]]:
-    """Return the tower's arrays by their file name without .npy."""
+def _arrays(
+    tower: AdditiveTower | DenseTower | ServedTower | None,
+) -> list[tuple[str, npt.NDArray[np.float32]]]:
+    """Return the tower's tables and kernels by their file name without .npy."""
+    if tower is None or isinstance(tower, ServedTower):
+        return []
     if isinstance(tower, AdditiveTower):
         return [("history_vectors", tower.history_vectors)]
     named = [(f"tower.{part.feature}", part.table) for part in tower.inputs]
@@ -297,7 +302,10 @@ def _arrays(tower: AdditiveTower | DenseTower) -> list[tuple[str, npt.NDArray[np
     return named
 
 
-def _write_tower(path: Path, tower: AdditiveTower | DenseTower) -> None:
+def _write_tower(path: Path, tower: AdditiveTower | DenseTower | ServedTower) -> None:
+    if isinstance(tower, ServedTower):
+        write_served(path, tower)
+        return
     for name, array in _arrays(tower):
         save_array(path / f"{name}.npy", np.ascontiguousarray(array, dtype=np.float32))
     if isinstance(tower, DenseTower):
@@ -368,7 +376,7 @@ def _versions() -> dict[str, str]:
     from embedstore import __version__
 
     found = {"embedstore": __version__, "python": platform.python_version(), "numpy": np.__version__}
-    for name in ("tensorflow", "keras"):
+    for name in ("tensorflow", "keras", "onnxruntime"):
         if name in sys.modules:
             found[name] = str(sys.modules[name].__version__)
     return found

@@ -135,6 +135,7 @@ def test_public_names_are_frozen() -> None:
         "Run",
         "TrainConfig",
         "embed",
+        "import_run",
         "load",
         "open_store",
         "recommend",

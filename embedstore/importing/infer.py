@@ -104,7 +104,8 @@ def _rule(given: ModelInput, table: int | None, known: _Known, *, alone: bool) -
     if table - n not in _PADDED_FROM:
         raise ValueError(
             f"input {name!r} goes into a table of {table:,} rows, and there are {n:,} {feature}: the "
-            f"vocabulary is {'shorter' if n < table else 'longer'} than the table, expected {n:,} rows or up to two more"
+            f"vocabulary is {'shorter' if n < table else 'longer'} than the table, expected {n:,} rows "
+            "or up to two more"
         )
     first, unknown = _PADDED_FROM[table - n]
     return InputRule(

@@ -164,8 +164,8 @@ def of_model(
         proven = prove(served, lambda: model.plain(rules), say)
         if proven.limit is not None:
             notes.append(
-                f"psi is a mean of one vector per movie, but only of the newest {proven.limit}, since the input "
-                "of the model has no room for more: with an input of any length Qdrant could compute it"
+                f"psi is a mean of one vector per movie, but only of the newest {proven.limit}, since the "
+                "input of the model has no room for more: with an input of any length Qdrant could compute it"
             )
         yield Source(
             matrix if bias is None else np.column_stack([matrix, bias]),
@@ -303,6 +303,11 @@ def _only_one(shapes: Mapping[str, tuple[int, int]], n: int, width: int | None) 
     ]
     if len(fitting) == 1:
         return fitting[0]
+    if width is not None and n <= width <= n + _PADDING:
+        raise UsageError(
+            f"the model gives {width:,} numbers, the scores of all movies rather than psi; name the layer "
+            "before with --output, and the layer of the scores with --vectors model:NAME"
+        )
     said = "no weight" if not fitting else f"{len(fitting)} weights ({', '.join(fitting[:5])})"
     wanted = f"({n:,}, {width or 'width of psi'})"
     raise UsageError(

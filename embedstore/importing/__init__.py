@@ -16,12 +16,13 @@ import numpy.typing as npt
 
 from embedstore.data.dataset import Dataset, MovieTable
 from embedstore.data.features import Ids, MovieId, Vocabulary
-from embedstore.errors import VerificationError
+from embedstore.errors import UsageError, VerificationError
 from embedstore.importing.checks import Finding, check
 from embedstore.importing.sources import Movies, Source, is_array, of_arrays, of_model
 from embedstore.importing.vectors import check_ids
 from embedstore.runs.declaration import Declaration
 from embedstore.runs.writer import Histories, RunContent, describe, ids_of, movie_line, write_content
+from embedstore.stores.contract import LARGEST_DIM
 
 __all__ = ["Finding", "Imported", "import_run"]
 
@@ -137,6 +138,9 @@ def _sealed(
     run_id: str | None,
 ) -> Imported:
     """Check what was found, and write the run."""
+    width = source.movie_vectors.shape[1]
+    if width > LARGEST_DIM:
+        raise UsageError(f"V has width {width:,}, and Qdrant takes vectors of up to {LARGEST_DIM:,} numbers")
     say("checking the vectors" if ratings is None else "measuring the model on the ratings")
     checked = check(movies.ids, source.movie_vectors, source.tower, ratings)
     serious = next((finding for finding in checked.findings if finding.serious), None)

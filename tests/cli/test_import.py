@@ -20,7 +20,7 @@ N, DIM = 60, 5
 
 
 def two_tastes() -> Dataset:
-    """Return ratings of 60 movies, ids 101, 103, ...: half of the users rate every other one, half the rest."""
+    """Return ratings of 60 movies, 101, 103, ...: half of the users rate every other one, half the rest."""
     rng = np.random.default_rng(0)
     users = np.repeat(np.arange(1, 201), 12)
     numbers = np.concatenate([rng.choice(N // 2, 12, replace=False) * 2 + user % 2 for user in range(200)])

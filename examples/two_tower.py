@@ -16,8 +16,8 @@ get that of "out of vocabulary", the same for everybody. Two ways out, both with
 
     python examples/two_tower.py --data data/ml-100k --out two_tower
 
-What it writes is below --out: V.npy, E.npy and movies.csv; runs; store. With --files-only just the first three,
-for examples/nightly.sh.
+What it writes is below --out: V.npy, E.npy and movies.csv; psi.npy; runs; store. With --files-only it stops
+after the first three, which examples/nightly.sh imports.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def mean_of(bags: Bags, n_movies: int) -> csr_array:
 
 
 def fold_in(psi: Matrix, bags: Bags, n_movies: int, ridge: float) -> Matrix:
-    """Return E, (n_movies, DIM), with the mean of E_j over history u near psi_u: (X'X + ridge I)^-1 X' psi."""
+    """Return E, (n_movies, DIM), whose mean over history u is near psi_u: (X'X + ridge I)^-1 X' psi."""
     x = mean_of(bags, n_movies)
     gram = (x.T @ x).toarray() + ridge * np.eye(n_movies)
     return np.linalg.solve(gram, x.T @ psi.astype(np.float64)).astype(np.float32)
@@ -186,6 +186,9 @@ def main() -> None:
     data = prepare(dataset, TrainConfig())
     n_movies, ids = data.n_movies, ids_of(data)
     users = data.split.train
+    row = dataset.users.row(dataset.users.parse(args.user))
+    if row not in users:
+        raise SystemExit(f"user {args.user} is no user that the model learns from; choose another by --user")
     known, new = hide_ratings(data.histories, data.liked, users[::5], seed=1), data.test
     hidden = np.isin(dataset.user_rows, known.users)
     hidden[known.known_at] = False
@@ -216,9 +219,6 @@ def main() -> None:
     print(f"\npsi of user {args.user}, V without a tower: Qdrant answers the query vector psi")
     psi = user_embedding(model, args.user)
     np.save(args.out / "psi.npy", psi)
-    row = dataset.users.row(dataset.users.parse(args.user))
-    if row not in users:
-        raise SystemExit(f"user {args.user} is not known to the user tower; choose another by --user")
     watched = data.bags_of(np.array([row])).rows
     table = dict(zip(ids.tolist(), data.catalog, strict=True))
     bare = import_run(vectors, ids, movies=table, runs_dir=args.out / "runs")

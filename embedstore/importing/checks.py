@@ -100,7 +100,13 @@ class _Moved:
     rows: Rows
 
     def batch(self, bags: Bags) -> Matrix:
-        return self.tower.batch(Bags(self.rows[bags.rows], bags.offsets))
+        return self.tower.batch(self._other(bags))
+
+    def knows(self, bags: Bags) -> npt.NDArray[np.bool_]:
+        return self.tower.knows(self._other(bags))
+
+    def _other(self, bags: Bags) -> Bags:
+        return Bags(self.rows[bags.rows], bags.offsets)
 
 
 def _psi(own: Scorer, moved: Sequence[Scorer], held_out: HeldOut) -> Iterator[Finding]:

@@ -124,11 +124,11 @@ def test_genres_with_the_unknown_label_have_a_row_of_their_own() -> None:
     values = GENRES.values.copy()
     values[::7] = -1
     features = {"genres": MovieFeature("genres", GENRES.offsets, values, GENRES.labels)}
-    rows = [np.zeros((1, 2)), [[5, 7]], GENRE_TABLE]  # padding, unknown, labels
-    table = np.vstack(rows).astype(np.float32)
+    padding_and_unknown = np.array([[0, 0], [5, 7]], np.float32)
+    table = np.vstack([padding_and_unknown, GENRE_TABLE])
     rules = (
         InputRule("x", "movies", "indices", first=1),
-        InputRule("g", "genres", "indices", labels=GENRES.labels, first=2, unknown=1),
+        InputRule("g", "genres", "indices", labels=("a", "b", "c"), first=2, unknown=1),
     )
 
     def psi(fed: Fed) -> np.ndarray:

@@ -20,7 +20,9 @@ from embedstore.errors import UsageError, VerificationError
 from embedstore.importing.checks import Finding, check
 from embedstore.importing.sources import Movies, Source, is_array, of_arrays, of_model
 from embedstore.importing.vectors import check_ids
+from embedstore.runs.consent import allow, is_program
 from embedstore.runs.declaration import Declaration
+from embedstore.runs.manifest import read_manifest
 from embedstore.runs.writer import Histories, RunContent, describe, ids_of, movie_line, write_content
 from embedstore.stores.contract import LARGEST_DIM
 
@@ -165,6 +167,8 @@ def _sealed(
         metrics=checked.metrics,
         run_id=run_id,
     )
+    if is_program(manifest := read_manifest(path)):
+        allow(manifest)  # who imports a model has let it run
     return Imported(
         path=str(path),
         run_id=path.name,

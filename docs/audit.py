@@ -18,8 +18,8 @@ from pathlib import Path
 
 # What lets us use and pass on a package as it is. MPL-2.0: changes of its own files would have to be shown.
 ALLOWED = {
-    "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "ISC", "MIT", "MPL-2.0", "PSF-2.0",
-    "Zlib",
+    "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "ISC", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0",
+    "PSF-2.0", "Zlib",
 }  # fmt: skip
 SPDX = {  # what packages without an expression write in its place
     "3-Clause BSD License": "BSD-3-Clause",
@@ -30,10 +30,13 @@ SPDX = {  # what packages without an expression write in its place
     "BSD 2-Clause License": "BSD-2-Clause",
     "BSD 3-Clause": "BSD-3-Clause",
     "BSD License": "BSD-3-Clause",
+    "ISC license": "ISC",
     "MIT License": "MIT",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "PSFL": "PSF-2.0",
 }
-READ = {"namex": "Apache-2.0"}  # read in its repository, since its metadata say nothing
+# Read in their repositories, since their metadata say nothing, or all of it; matplotlib's is PSF's with its name.
+READ = {"matplotlib": "PSF-2.0", "namex": "Apache-2.0", "ptyprocess": "ISC"}
 OURS = "embedstore"
 
 
@@ -58,7 +61,9 @@ def licence_of(found: Distribution) -> str | None:
     """Return the SPDX expression of a package's licence, None where its metadata do not tell."""
     told = list(_told(found))
     spdx = [SPDX.get(text, text) for text in told]
-    return next((text for text in spdx if is_allowed(text)), told[0] if told else READ.get(str(found.name)))
+    if (read := READ.get(str(found.name))) is not None:
+        return read
+    return next((text for text in spdx if is_allowed(text)), told[0] if told else None)
 
 
 def is_allowed(licence: str | None) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embedstore.data.dataset import Dataset
+    from embedstore.importing import import_run
     from embedstore.loaders import load
     from embedstore.query.recommend import embed, recommend
     from embedstore.query.similar import similar
@@ -34,6 +35,7 @@ __all__ = [
     "Run",
     "TrainConfig",
     "embed",
+    "import_run",
     "load",
     "open_store",
     "recommend",
@@ -50,6 +52,7 @@ _HOMES = {
     "Run": "embedstore.runs.run",
     "TrainConfig": "embedstore.training.config",
     "embed": "embedstore.query.recommend",
+    "import_run": "embedstore.importing",
     "load": "embedstore.loaders",
     "open_store": "embedstore.stores.base",
     "recommend": "embedstore.query.recommend",

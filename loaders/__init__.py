@@ -13,10 +13,10 @@ from pathlib import Path
 
 from embedstore.data.dataset import Dataset
 from embedstore.errors import NotFoundError, UsageError
-from embedstore.loaders.layout import find_layout, movie_table, parse_columns, read_columns
+from embedstore.loaders.layout import find_layout, movie_list, movie_table, parse_columns, read_columns
 from embedstore.loaders.reading import Problem
 
-__all__ = ["Problem", "detect", "load", "parse_columns", "resolve"]
+__all__ = ["Problem", "detect", "load", "movie_list", "parse_columns", "resolve"]
 
 
 def load(

@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 
-from embedstore.data.dataset import Movie, RatingColumns
+from embedstore.data.dataset import Movie, MovieTable, RatingColumns
 from embedstore.data.features import Ids, MovieId
 from embedstore.errors import DataError, NotFoundError, UsageError
 from embedstore.loaders import movielens, recbole, tabular
@@ -20,11 +20,22 @@ from embedstore.loaders.reading import (
     Scan,
     first_rows,
     read_fast,
+    read_lines,
     read_ratings,
     scan_ratings,
+    typed_ids,
 )
 
-__all__ = ["Layout", "find_layout", "movie_table", "parse_columns", "read_columns", "read_movies", "scan"]
+__all__ = [
+    "Layout",
+    "find_layout",
+    "movie_list",
+    "movie_table",
+    "parse_columns",
+    "read_columns",
+    "read_movies",
+    "scan",
+]
 
 
 @dataclass(frozen=True)
@@ -253,3 +264,80 @@ def movie_table(layout: Layout, rated: Ids) -> dict[MovieId, Movie]:
         # NumPy makes floats of a list of int where only some need uint64; np.uint64(5) finds 5 in a dict.
         return {cast(int, np.uint64(movie_id)): movie for movie_id, movie in movies.items()}
     return movies
+
+
+def movie_list(path: str | Path) -> tuple[Ids, MovieTable]:
+    """Return the movie ids in the order of a movie file, and what it says of each.
+
+    The file is u.item, movies.dat, movies.csv, NAME.item, a table with a movie column, or one id a line
+    (of which nothing more is known). Raises NotFoundError where there is none, UsageError where it is a
+    folder or a file of ratings, DataError with the line where an id is missing or stands there twice.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise NotFoundError(f"{path}: there is no such file; check the path")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name the file of the movies in it")
+    kind = _movie_format(path)
+    ids: list[str] = []
+    lines: dict[str, int] = {}
+    movies: list[Movie] = []
+    for line in _plain_ids(path) if kind == "ids" else movie_lines(Layout(kind, path.stem, path, path)):
+        movie_id = line.movie_id.strip()
+        if kind.startswith("movielens") and movie_id.isascii() and movie_id.isdigit():
+            movie_id = str(int(movie_id))
+        wrong = line.wrong or (None if movie_id else "has no movie id")
+        if wrong is None and movie_id in lines:
+            wrong = (
+                f"movie {movie_id[:40]} stands here again, first on line {lines[movie_id]}; "
+                "expected one line per movie, in the order of the vectors"
+            )
+        if wrong is not None:
+            raise DataError(str(Problem(path, line.line, wrong)))
+        lines[movie_id] = line.line
+        ids.append(movie_id)
+        movies.append(line.movie)
+    if not ids:
+        raise DataError(f"{path}: holds no movie; expected one line per movie")
+    found = typed_ids(ids)
+    return found, dict(zip(found.tolist(), movies, strict=True))
+
+
+def _movie_format(path: Path) -> str:
+    """Return the format of a movie file: that of a layout, or ids where it is a plain list."""
+    suffix = path.suffix.lower()
+    if suffix == ".dat":
+        return "movielens-dat"
+    if suffix in tabular.PARQUET:
+        return _movie_table_format(path)
+    _, line = next(read_lines(path, latin1=True), (1, None))
+    first = line or ""
+    names = [name.strip() for name in first.split(",")]
+    if suffix == ".item":
+        return "recbole" if ":token" in first else "movielens-100k"
+    if names == ["movieId", "title", "genres"]:
+        return "movielens-csv"
+    if suffix in tabular.SUFFIXES and not any(mark in first for mark in tabular.DELIMITERS):
+        return "ids"
+    return _movie_table_format(path)
+
+
+def _movie_table_format(path: Path) -> str:
+    table = tabular.open_table(path, {})
+    found = ", ".join(table.names[:12])
+    if tabular.is_rating_table(table):
+        raise UsageError(f"{path}: is a file of ratings (columns {found}); name that of the movies")
+    if "movie" not in table.roles:
+        raise UsageError(
+            f"{path}, line 1: cannot tell the movie column, found {found}; name it movie_id in the file"
+        )
+    return "table"
+
+
+def _plain_ids(path: Path) -> Iterator[MovieLine]:
+    """Yield the ids of a list; a first line that is the name of such a column is none."""
+    for number, text in read_lines(path):
+        if text is None:
+            yield MovieLine.bad(number, "is not valid UTF-8; convert the file to UTF-8")
+        elif number > 1 or not tabular.names_movies(text):
+            yield MovieLine(number, text.strip().strip('"'), Movie())

@@ -28,11 +28,13 @@ from embedstore.loaders.reading import (
 )
 
 __all__ = [
+    "DELIMITERS",
     "ROLES",
     "SUFFIXES",
     "Table",
     "is_movie_table",
     "is_rating_table",
+    "names_movies",
     "open_table",
     "parquet_scan",
     "rating_file",
@@ -42,6 +44,7 @@ __all__ = [
 ROLES = ("user", "movie", "rating", "timestamp", "title", "year", "genres")
 SUFFIXES = (".csv", ".tsv", ".txt", ".tab", ".parquet", ".pq")
 PARQUET = (".parquet", ".pq")
+DELIMITERS = "\t,;|"
 GUESSES: dict[str, tuple[str, ...]] = {
     "user": ("user", "userid", "uid", "customer", "customerid", "visitorid", "reviewerid"),
     "movie": (
@@ -114,6 +117,11 @@ def is_movie_table(table: Table) -> bool:
         and "user" not in table.roles
         and bool({"title", "year", "genres"} & table.roles.keys())
     )
+
+
+def names_movies(text: str) -> bool:
+    """Whether a header would give the movie column this name."""
+    return "movie" in _roles([text], {})
 
 
 def rating_file(table: Table, columns: Mapping[str, str]) -> RatingFile:
@@ -231,7 +239,7 @@ def _table_rows(table: Table) -> Iterator[tuple[int, Any]]:
 def _delimiter(path: Path) -> str:
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as handle:
         header = handle.readline(1 << 16)
-    counts = {mark: header.count(mark) for mark in "\t,;|"}
+    counts = {mark: header.count(mark) for mark in DELIMITERS}
     best = max(counts, key=lambda mark: counts[mark])
     if not counts[best]:
         raise DataError(

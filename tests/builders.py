@@ -110,6 +110,17 @@ def tiny_run(
     return Run.load(path)
 
 
+def without_tower(run: Run) -> Run:
+    """Take the tower out of a run, seal it anew, as if it was imported so, and return it."""
+    manifest = run.path / MANIFEST
+    files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    for name in [name for name in files if name.startswith("tower.") or name == "history_vectors.npy"]:
+        (run.path / name).unlink()
+        del files[name]
+    edit_json(manifest, files=files, tower="none")
+    return Run.load(run.path)
+
+
 def metadata_of(run: Run) -> Metadata:
     """Return the metadata of a collection of run that is being built."""
     return Metadata(

@@ -18,7 +18,10 @@ settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep EMBEDSTORE_RUNS and the like of this shell out of every test."""
+def _no_settings_of_the_developer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Keep EMBEDSTORE_RUNS and the like of this shell, and what its user allowed, out of every test."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
     for name in [name for name in os.environ if name.startswith("EMBEDSTORE_")]:
         monkeypatch.delenv(name)

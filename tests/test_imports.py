@@ -26,6 +26,7 @@ LEVEL = {  # {cli} -> {sync, query, evaluation, training, export} -> {stores, ru
     "evaluation": 3,
     "training": 3,
     "export": 3,
+    "importing": 3,
     "loaders": 3,
     "tracking": 3,
     "cli": 4,
@@ -117,14 +118,15 @@ def test_nobody_imports_loaders_by_its_folder(path: Path) -> None:
     assert [name for name, _ in imports_of(path) if name.split(".")[0] == "loaders"] == []
 
 
-def test_only_training_its_command_and_the_saved_model_import_tensorflow() -> None:
+def test_only_what_trains_or_reads_models_imports_tensorflow() -> None:
     users = {
         path.relative_to(PACKAGE).as_posix().replace("training/", "training:").partition(":")[0]
         for path in modules()
         for name, typing_only in imports_of(path)
         if name.split(".")[0] in ("tensorflow", "keras") and not typing_only
     }
-    assert users <= {"training", "cli/train.py", "export/saved_model.py"}
+    importing = {"importing/graph.py", "importing/keras_model.py"}
+    assert users <= {"training", "runs/quiet.py", "runs/served.py", "export/saved_model.py"} | importing
 
 
 def test_public_names_are_frozen() -> None:
@@ -133,6 +135,7 @@ def test_public_names_are_frozen() -> None:
         "Run",
         "TrainConfig",
         "embed",
+        "import_run",
         "load",
         "open_store",
         "recommend",

@@ -77,7 +77,7 @@ def _snippet(told: Contract, name: str, language: str) -> str:
         if recipe.name == name:
             return recipe.snippets[language]
     raise NotFoundError(
-        f"run {told.metadata.run_id} has a {told.metadata.tower} tower, so Qdrant cannot compute psi(X) from "
+        f"run {told.metadata.run_id} has {_tower(told)}, so Qdrant cannot compute psi(X) from "
         f"a history; take --snippet {' or '.join(recipe.name for recipe in told.recipes)}"
     )
 
@@ -89,8 +89,10 @@ def _overview(told: Contract, endpoint: Endpoint, *, embedded: bool) -> Iterator
     yield escape(f"{told.alias} -> {told.collection}")
     yield (
         f"run {metadata.run_id}, {metadata.count:,} movies, {metadata.dim} dimensions, "
-        f"{metadata.tower} tower; metric: dot product, higher is better"
+        f"{_tower(told)}; metric: dot product, higher is better"
     )
+    if metadata.tower == "none":
+        yield "psi(X) comes from elsewhere: `embedstore query --vector` asks by it; `similar` needs none"
     yield from _section(
         "Vectors",
         [
@@ -120,6 +122,11 @@ def _overview(told: Contract, endpoint: Endpoint, *, embedded: bool) -> Iterator
         yield ""
         yield "The store here is a folder, which only embedstore reads: the snippets work on a Qdrant server,"
         yield f"after `embedstore copy @{told.alias} --to URL` or `embedstore sync --store URL`."
+
+
+def _tower(told: Contract) -> str:
+    kind = told.metadata.tower
+    return "no user tower" if kind == "none" else f"{'an' if kind == 'additive' else 'a'} {kind} tower"
 
 
 def _section(

@@ -30,7 +30,8 @@ from embedstore.cli.settings import (
     setting,
     store_option,
 )
-from embedstore.cli.train import load_dataset, start_tensorflow
+from embedstore.cli.train import load_dataset
+from embedstore.runs.quiet import start_tensorflow
 
 if TYPE_CHECKING:
     from embedstore.data.dataset import Dataset

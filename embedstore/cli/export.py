@@ -56,7 +56,7 @@ def export(
 
     found = run_at(store_location, runs_dir, run, restored=say)
     if saved_model:
-        from embedstore.cli.train import start_tensorflow
+        from embedstore.runs.quiet import start_tensorflow
 
         require("saved-model")
         start_tensorflow()

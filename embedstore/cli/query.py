@@ -18,9 +18,14 @@ from embedstore.cli.settings import alias_option, open_store_at, run_at, runs_op
 from embedstore.errors import EmbedstoreError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from embedstore.query.explain import Contribution
     from embedstore.query.recommend import Answer, Embedding, Person, Recommendation
     from embedstore.runs.run import Run
+    from embedstore.stores.base import Store
+    from embedstore.stores.contract import Metadata
 
 __all__ = ["embed", "query", "similar", "skipping", "users_file_options"]
 
@@ -82,6 +87,11 @@ _output_option = click.option(
 
 @click.command()
 @_person_options
+@click.option(
+    "--vector",
+    metavar="FILE",
+    help="A psi(X) made elsewhere: .npy, JSON or numbers, of one or of many; - is standard input.",
+)
 @click.option("-k", default=10, show_default=True, type=int, help="How many movies.")
 @click.option(
     "--filter",
@@ -112,6 +122,7 @@ def query(
     users_file: Path | None,
     skip_unknown: bool,
     reference: str | None,
+    vector: str | None,
     k: int,
     filters: tuple[str, ...],
     exclude: str,
@@ -125,63 +136,67 @@ def query(
     store_location: str,
     alias: str,
 ) -> None:
-    """Recommend movies to one user, to a history, or to many users.
+    """Recommend movies to one user, to a history, to a vector, or to many users.
 
     The user embedding psi(X) is computed by the tower of the run that the alias serves, and is the
     query vector of a search in that run's collection. Watched movies are left out.
+
+    With --vector it is taken as it is: it must be of that run's tower, say --run to be sure. No folder of
+    a run is needed, and nothing is known to be watched. Rows of one file are answered as JSON lines.
 
     --explain adds what each watched movie contributes to a score: exact where the score is a sum over
     the history, to which they add up; else an estimate, the score less that without the movie.
     --diverse chooses one movie after the other, by score less likeness to those before it.
     """
     from embedstore.query.filters import parse_filters
-    from embedstore.query.people import parse_history, read_people
-    from embedstore.query.recommend import ask_live, recommend, recommend_batch
+    from embedstore.query.people import parse_excluded, read_people
+    from embedstore.query.recommend import Person, ask_live, recommend, recommend_batch
     from embedstore.query.resolve import resolve
+    from embedstore.runs.run import Run
 
-    _exactly_one(user=user, history=history, history_file=history_file, users_file=users_file)
-    conditions = parse_filters(filters)
-    # Not closed: the engine would sync every file of the shard, 15 ms for nothing; the process ends here.
-    store = open_store_at(store_location)
-
-    def look() -> tuple[Run, str]:
-        return resolve(store, runs_dir, reference, alias=alias, restored=say)
-
-    def ask(run: Run, collection: str) -> tuple[Run, Answer]:
-        return run, recommend(run, store, collection=collection, **who, **options)
-
-    run, collection = look()
+    _exactly_one(user=user, history=history, history_file=history_file, users_file=users_file, vector=vector)
     options: dict[str, Any] = {
         "k": k,
-        "filters": conditions,
-        "exclude": parse_history(exclude, run) if exclude.strip() else [],
+        "filters": parse_filters(filters),
+        "exclude": parse_excluded(exclude),
         "include_seen": include_seen,
         "diverse": diverse,
         "explain": explain,
     }
-    if users_file is not None:
+    vectors, made_by = (None, None) if vector is None else _vectors(vector)
+    # Not closed: the engine would sync every file of the shard, 15 ms for nothing; the process ends here.
+    store = open_store_at(store_location)
+
+    def look() -> tuple[Run | Metadata, str]:
+        if vector is not None:
+            return _collection_for(vector, made_by, store, runs_dir, reference, alias)
+        run, collection = resolve(store, runs_dir, reference, alias=alias, restored=say)
+        run.check_tower()
+        return run, collection
+
+    def ask(found: Run | Metadata, collection: str) -> tuple[str, Answer]:
+        run = found if isinstance(found, Run) else None
+        return found.reference, recommend(run, store, collection=collection, **who, **options)
+
+    found, collection = look()
+    if vectors is not None and len(vectors) > 1:
         format_of(output, as_csv=as_csv)
-        people = read_people(users_file, run, skip=skipping(skip_unknown))
-        answers = recommend_batch(run, store, people, collection=collection, **options)
+        rows = (Person(vector=row) for row in vectors)
+        answers = recommend_batch(None, store, rows, collection=collection, **options)
+        records = ({**answer.to_dict(), "vector": row} for row, answer in enumerate(answers))
+        write_records(records, output, as_csv=as_csv, flatten=_movie_rows)
+        return
+    if users_file is not None and isinstance(found, Run):
+        format_of(output, as_csv=as_csv)
+        people = read_people(users_file, found, skip=skipping(skip_unknown))
+        answers = recommend_batch(found, store, people, collection=collection, **options)
         records = (answer.to_dict() for answer in answers)
         write_records(_tracked(records, users_file), output, as_csv=as_csv, flatten=_movie_rows)
         return
-    person = _person(run, user, history, history_file)
-    who: dict[str, Any] = {"user_id": person.user_id, "history": person.history}
-    run, answer = ask_live((run, collection), look, ask)
-    if output is not None:
-        write_records([answer.to_dict()], output, flatten=_movie_rows)
-    elif as_json:
-        print_json(answer.to_dict())
-    elif as_csv:
-        Shown(sys.stdout).write(_csv_text(answer))
-    else:
-        click.echo(escape(_who(answer, run)))
-        if answer.unknown_movies:
-            click.echo(escape(_unknown(answer.unknown_movies, run)), err=True)
-        _print_movies(answer.recommendations, answer.explanation_kind)
-        if not answer.recommendations:
-            click.echo("No movie of the catalog is left by the filters and exclusions.", err=True)
+    person = _person(found, user, history, history_file) if isinstance(found, Run) else Person(vector=vectors)
+    who: dict[str, Any] = {"user_id": person.user_id, "history": person.history, "vector": person.vector}
+    answered_by, answer = ask_live((found, collection), look, ask)
+    _show(answer, answered_by, output, as_json=as_json, as_csv=as_csv)
 
 
 @click.command()
@@ -215,6 +230,7 @@ def embed(
 
     _exactly_one(user=user, history=history, history_file=history_file, users_file=users_file)
     run = run_at(store_location, runs_dir, reference, alias=alias, restored=say)
+    run.check_tower()
     if users_file is not None:
         format_of(output)
         people = read_people(users_file, run, skip=skipping(skip_unknown))
@@ -229,7 +245,7 @@ def embed(
         print_json(embedding.to_dict())
     else:
         if embedding.unknown_movies:
-            click.echo(escape(_unknown(embedding.unknown_movies, run)), err=True)
+            click.echo(escape(_unknown(embedding.unknown_movies, run.run_id)), err=True)
         _print_embedding(embedding)
 
 
@@ -278,7 +294,8 @@ def similar(
 def _exactly_one(**given: object) -> None:
     if sum(value is not None for value in given.values()) != 1:
         raise UsageError(
-            "say who is asked about: give one of --user, --history, --history-file or --users-file"
+            "say who is asked about: give one of "
+            + ", ".join(f"--{name.replace('_', '-')}" for name in given)
         )
 
 
@@ -296,6 +313,40 @@ def _person(run: Run, user: str | None, history: str | None, history_file: str |
             return Person(history=read_history(file, run, name="standard input" if name == "-" else name))
     except OSError as error:
         raise UsageError(f"history file {name} cannot be read: {error.strerror}") from error
+
+
+def _collection_for(
+    vector: str, made_by: str | None, store: Store, runs_dir: Path, reference: str | None, alias: str
+) -> tuple[Metadata, str]:
+    """Return the collection that vectors go to, and what it says of itself: no run is needed.
+
+    Raises UsageError where they say by which run they were made, and it is another one.
+    """
+    from embedstore.query.resolve import resolve_collection
+
+    collection = resolve_collection(store, runs_dir, reference, alias=alias)
+    metadata = store.metadata(collection)
+    if made_by not in (None, metadata.run_id):
+        raise UsageError(
+            f"vector {vector} is psi(X) of run {made_by}, {collection!r} holds run {metadata.run_id}; say "
+            f"--run {made_by}, or make psi(X) anew"
+        )
+    return metadata, collection
+
+
+def _vectors(name: str) -> tuple[npt.NDArray[np.float32], str | None]:
+    """Return the vectors of a file or of standard input, (n, width), and the run that it names, if any."""
+    import numpy as np
+
+    from embedstore.query.people import read_vectors
+
+    try:
+        with click.open_file(name, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise UsageError(f"vector file {name} cannot be read: {error.strerror}") from error
+    vectors, run_id = read_vectors(content, name="standard input" if name == "-" else name)
+    return np.atleast_2d(vectors), run_id
 
 
 def skipping(skip_unknown: bool) -> Callable[[EmbedstoreError], None] | None:
@@ -318,11 +369,28 @@ def _tracked(records: Iterator[dict[str, Any]], users_file: Path) -> Iterator[di
 
 def _movie_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield one flat row per recommended movie, all with the same keys."""
-    who = {"user_id": record["user_id"]} if "user_id" in record else {"history": record["history"]}
+    who = {name: record[name] for name in ("user_id", "history", "vector") if name in record}
     kind = {"explanation_kind": record["explanation_kind"]} if "explanation_kind" in record else {}
     for movie in record["recommendations"]:
         facts = {**movie, "cold": movie.get("cold", False)}
         yield {**who, "run_id": record["run_id"], **kind, **facts}
+
+
+def _show(answer: Answer, reference: str, output: Path | None, *, as_json: bool, as_csv: bool) -> None:
+    """Print what one person was recommended by the run of reference, or write it to output."""
+    if output is not None:
+        write_records([answer.to_dict()], output, flatten=_movie_rows)
+    elif as_json:
+        print_json(answer.to_dict())
+    elif as_csv:
+        Shown(sys.stdout).write(_csv_text(answer))
+    else:
+        click.echo(escape(_who(answer, reference)))
+        if answer.unknown_movies:
+            click.echo(escape(_unknown(answer.unknown_movies, answer.run_id)), err=True)
+        _print_movies(answer.recommendations, answer.explanation_kind)
+        if not answer.recommendations:
+            click.echo("No movie of the catalog is left by the filters and exclusions.", err=True)
 
 
 def _print_movies(movies: Sequence[Recommendation], explanation_kind: str | None = None) -> None:
@@ -370,16 +438,17 @@ def _title(movie: Recommendation | Contribution) -> str:
     return movie.title or f"movie {movie.movie_id}"
 
 
-def _who(answer: Answer, run: Run) -> str:
+def _who(answer: Answer, reference: str) -> str:
     user_id = answer.person.user_id
     who = f"User {user_id}" if user_id is not None else "A history"
+    watched = f"{who}: {answer.n_history} movies watched" if answer.person.vector is None else "A vector"
     how = "" if answer.diverse is None else f", diverse {answer.diverse:g}"
-    return f"{who}: {answer.n_history} movies watched; answered by run {run.reference}{how}"
+    return f"{watched}; answered by run {reference}{how}"
 
 
-def _unknown(movies: Sequence[Any], run: Run) -> str:
+def _unknown(movies: Sequence[Any], run_id: str) -> str:
     shown = ", ".join(str(movie) for movie in movies[:5]) + (", ..." if len(movies) > 5 else "")
-    return f"{len(movies)} movies of the history are unknown to run {run.run_id} and were left out: {shown}"
+    return f"{len(movies)} movies of the history are unknown to run {run_id} and were left out: {shown}"
 
 
 def _print_embedding(embedding: Embedding) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedstore.cli.compare import compare
+from embedstore.cli.imports import import_command
 from embedstore.cli.output import (
     Column,
     escape,
@@ -47,7 +48,7 @@ FIELDS = ("run_id", "state", "created_at", "preset", "dataset", "n_users", "n_mo
 
 @click.group()
 def runs() -> None:
-    """List, show, compare, restore and remove runs: the sealed folders that training writes.
+    """List, show, compare, import, restore and remove runs: the sealed folders that training writes.
 
     A RUN is a full id, a unique beginning of one, or `latest`; `show` and `compare` also take
     `@movies`, the run that the alias serves, and `@movies~1`, the one before it.
@@ -55,6 +56,7 @@ def runs() -> None:
 
 
 runs.add_command(compare)
+runs.add_command(import_command)
 
 
 @runs.command("list")
@@ -167,7 +169,7 @@ def restore(collection: str, runs_dir: Path, store_location: str, alias: str, *,
     """Rebuild the run of a collection (default: what the alias serves) from the store alone.
 
     It serves as the original does: `query --history` answers the same. It knows no users and has no
-    log. Only an additive run can be restored; the tower of any other is in its folder alone.
+    log. A dense tower is in the folder of its run alone, which cannot be restored.
     """
     from embedstore.sync import restore as restore_run
 
@@ -182,6 +184,25 @@ def restore(collection: str, runs_dir: Path, store_location: str, alias: str, *,
         )
     else:
         click.echo(f"{escape(report.path)}: is there already, with the content of {report.collection}")
+
+
+@runs.command("allow")
+@click.argument("run", default="latest")
+@runs_option
+def allow_(run: str, runs_dir: Path) -> None:
+    """Let the Keras model or SavedModel that computes psi of RUN (default: latest) run, as you.
+
+    Such a model is a program: with it, whoever made it can read and write the files that you can. An import
+    allows its own; a run that was made elsewhere asks for this, once for each model and user. Runs whose psi
+    NumPy or onnxruntime computes need it not.
+    """
+    from embedstore.runs.consent import allow, is_program
+
+    manifest = find_run(runs_dir, run).manifest
+    if not is_program(manifest):
+        click.echo(f"psi of run {manifest.run_id} is computed by no program: there is nothing to allow")
+        return
+    click.echo(f"the model of run {manifest.run_id} may run, noted in {escape(str(allow(manifest)))}")
 
 
 @runs.command("rm")

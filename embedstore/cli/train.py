@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +12,14 @@ import click
 from embedstore.cli.output import Column, print_json, print_table
 from embedstore.cli.settings import data_option, runs_option, setting, train_settings
 from embedstore.errors import NotFoundError, UsageError
+from embedstore.runs.quiet import start_tensorflow
 from embedstore.training.config import PRESETS, TrainConfig, assigned, field_infos
 
 if TYPE_CHECKING:
     from embedstore.data.dataset import Dataset
     from embedstore.training.prepared import TrainProgress
 
-__all__ = ["load_dataset", "start_tensorflow", "train"]
+__all__ = ["load_dataset", "print_metrics", "train"]
 
 
 class _TrainCommand(click.Command):
@@ -144,6 +142,11 @@ def _print_result(path: Path, as_json: bool) -> None:
         f"users: {users['train']} to train, {users['validation']} to validate; "
         f"metrics of {users['scored']} others from what they liked\namong a hidden fifth of their ratings\n"
     )
+    print_metrics(metrics)
+
+
+def print_metrics(metrics: Mapping[str, Any]) -> None:
+    """Print NDCG@100 and Recall@20 of a run, EASE and popularity as a table."""
     names = [("this run", metrics), ("EASE", metrics["ease"]), ("popularity", metrics["popularity"])]
     rows = [
         [name, f"{values['ndcg@100']:.4f}", f"{values['recall@20']:.4f}"]
@@ -165,40 +168,6 @@ def _cold_lines(cold: Mapping[str, Any]) -> str:
         f"{counts}\n{found['users']:,} users' order of {found['held_out']:,} rated movies held out whole: "
         f"NDCG@10 {found['ndcg@10']:.4f} (random {found['random']['ndcg@10']:.4f})"
     )
-
-
-def start_tensorflow() -> None:
-    """Import TensorFlow and run a first operation, which has log lines of its own."""
-    with _quiet_import():
-        import tensorflow as tf
-
-        tf.constant(0)
-
-
-@contextmanager
-def _quiet_import() -> Iterator[None]:
-    """Keep TensorFlow's C++ start-up lines off standard error; show them where the import fails.
-
-    TF_CPP_MIN_LOG_LEVEL does not reach the lines that it writes before its logger is set up.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        real = os.dup(2)
-    except OSError:  # standard error is closed
-        yield
-        return
-    with tempfile.TemporaryFile() as held:
-        sys.stderr.flush()
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(real, held.read())
-            raise
-        finally:
-            os.dup2(real, 2)
-            os.close(real)
 
 
 @contextmanager

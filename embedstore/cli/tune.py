@@ -18,7 +18,8 @@ from embedstore.cli.settings import (
     train_settings,
     write_train_settings,
 )
-from embedstore.cli.train import load_dataset, start_tensorflow
+from embedstore.cli.train import load_dataset
+from embedstore.runs.quiet import start_tensorflow
 from embedstore.training.config import PRESETS, TrainConfig, assigned, show_value
 from embedstore.training.tune import PROTOCOLS, Tuned, TuneProgress, require
 from embedstore.training.tune import tune as search

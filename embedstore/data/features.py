@@ -118,7 +118,16 @@ class Bags(NamedTuple):
         bounds = np.concatenate([[0], np.cumsum(mask)]).astype(np.int64)
         return Bags(self.rows[mask], bounds[self.offsets])
 
+    def of_users(self, mask: npt.NDArray[np.bool_]) -> Bags:
+        """Return the bags of the users that mask, shape (n_users,), marks."""
+        return Bags(self.rows[np.repeat(mask, self.sizes)], np.append(0, np.cumsum(self.sizes[mask])))
+
     def part(self, start: int, stop: int) -> Bags:
         """Return the bags start .. stop - 1."""
         offsets = self.offsets[start : stop + 1]
         return Bags(self.rows[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    def newest(self, count: int) -> Bags:
+        """Return the bags of the last count movies of every history."""
+        age = np.repeat(self.offsets[1:], self.sizes) - 1 - np.arange(self.rows.size)  # 0 for the newest
+        return self.where(age < count)

@@ -130,7 +130,7 @@ def compare_live(
     Both get the same histories, by movie id: those of people, by default of a fixed sample of the users
     whom run knows, and leave out what was watched. The live run answers by its collection, and run by its
     own where it is in the store. The tower of the live run is that of its folder in runs_dir (by default
-    the folder of run), else that of its collection, where it is additive.
+    the folder of run), else that of its collection, but for a dense tower.
 
     Raises NotFoundError where nothing is live or the live run's tower is not at hand, UsageError where
     nobody is left to be asked, and what recommend raises.
@@ -178,7 +178,7 @@ def _live(store: Store, alias: str, runs_dir: Path) -> tuple[Run, str]:
     except NotFoundError:  # says how to bring the run, if any
         name = store.live(alias).collection
         metadata = store.metadata(name)
-        if metadata.tower != "additive":
+        if metadata.tower == "dense":
             raise
         return rebuilt(store, name, metadata), name
 
@@ -247,7 +247,7 @@ def _ask(
     parts: list[list[Lists]] = [[np.zeros((0, width), np.int64)] for _ in asked]
     n_left_out = 0
     while batch := list(islice(histories, _PEOPLE)):
-        known = [[(run.movies.rows(history) >= 0).any() for run, _ in asked] for history in batch]
+        known = [[_answers(run, history) for run, _ in asked] for history in batch]
         kept = [history for history, by in zip(batch, known, strict=True) if all(by)]
         answers = [ask(kept) for _, ask in asked]
         some = [row for row in range(len(kept)) if all(answer[row] for answer in answers)]
@@ -258,6 +258,12 @@ def _ask(
                 to[: len(answer[row])] = movies.rows(answer[row])
             part.append(lists)
     return [np.concatenate(part) for part in parts], n_left_out
+
+
+def _answers(run: Run, history: History) -> bool:
+    """Whether psi of run can be made of a history."""
+    rows = run.movies.rows(history)
+    return bool(run.tower.knows(Bags.of([rows[rows >= 0]]))[0])
 
 
 def _overlap(before: Lists, after: Lists) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def write(tables: TowerTables, path: Path) -> None:
                 "feature": part.feature,
                 "pooling": part.pooling,
                 "half_life": part.half_life,
+                **({} if part.newest is None else {"newest": part.newest}),
                 "rows": name_of(f"{part.feature}.rows", part.rows),
                 "counts": name_of(f"{part.feature}.counts", part.counts),
             }
@@ -77,10 +78,11 @@ def load(path: Path) -> Psi:
 def _psi(tower: Mapping[str, Any], arrays: Mapping[str, Array], history: Rows) -> npt.NDArray[np.float32]:
     pooled = []
     for part in tower["inputs"]:
-        age = np.arange(history.size)[::-1]  # 0 for the newest movie
-        weights = 0.5 ** (age / part["half_life"]) if part["half_life"] else np.ones(history.size)
-        count = float(weights @ arrays[part["counts"]][history])
-        total = weights @ arrays[part["rows"]][history].astype(np.float64)
+        pooled_rows = history[-part["newest"] :] if "newest" in part else history
+        age = np.arange(pooled_rows.size)[::-1]  # 0 for the newest movie
+        weights = 0.5 ** (age / part["half_life"]) if part["half_life"] else np.ones(pooled_rows.size)
+        count = float(weights @ arrays[part["counts"]][pooled_rows])
+        total = weights @ arrays[part["rows"]][pooled_rows].astype(np.float64)
         pooled.append(total / _DIVISORS[part["pooling"]](count))
     x = np.concatenate(pooled)
     for layer in tower["layers"]:

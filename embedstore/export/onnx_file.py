@@ -110,8 +110,12 @@ def _pooled(graph: _Graph, part: MovieTable, places: str, age: str, axis: str) -
     """Add one pooled input and return its name, (n_users, width) double."""
     rows = graph.double(graph.add("Gather", graph.constant(part.rows, zero_row=True), places))
     counts = graph.double(graph.add("Gather", graph.constant(part.counts, zero_row=True), places))
+    weights = None
     if part.half_life is not None:
         weights = graph.add("Pow", graph.constant(0.5), graph.add("Div", age, graph.constant(part.half_life)))
+    elif part.newest is not None:
+        weights = graph.double(graph.add("Less", age, graph.constant(float(part.newest))))
+    if weights is not None:
         counts = graph.add("Mul", counts, weights)
         rows = graph.add("Mul", rows, graph.add("Unsqueeze", weights, graph.constant([2])))
     total = graph.add("ReduceSum", rows, axis, keepdims=0)  # (n_users, width)

@@ -56,8 +56,12 @@ def _module(tables: TowerTables) -> Any:
         for part, table, counts in zip(tables.inputs, module.rows, module.counts, strict=True):
             rows = tf.cast(tf.gather(table, places), tf.float64)
             sizes = tf.cast(tf.gather(counts, places), tf.float64)
+            weights = None
             if part.half_life is not None:
                 weights = 0.5 ** (age / part.half_life)
+            elif part.newest is not None:
+                weights = tf.cast(age < part.newest, tf.float64)
+            if weights is not None:
                 rows, sizes = rows * weights[:, :, None], sizes * weights
             total = tf.reduce_sum(rows, axis=1)
             count = tf.reduce_sum(sizes, axis=1, keepdims=True)

@@ -29,7 +29,7 @@ class MovieTable:
     """What every movie adds to one pooled input.
 
     rows: (n_movies, width), float32 where a movie has one row of the tower's table, float64 where
-    it is a sum of several. counts: (n_movies,) int32, of how many. half_life: see TowerInput.
+    it is a sum of several. counts: (n_movies,) int32, of how many. half_life, newest: see TowerInput.
     """
 
     feature: str
@@ -37,6 +37,7 @@ class MovieTable:
     rows: npt.NDArray[Any]
     counts: npt.NDArray[np.int32]
     half_life: float | None = None
+    newest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,8 @@ def tables_of(run: Run) -> TowerTables:
 
 
 def _own_rows(part: TowerInput) -> MovieTable:
-    return MovieTable(
-        part.feature, part.pooling, part.table, np.ones(len(part.table), np.int32), part.half_life
-    )
+    ones = np.ones(len(part.table), np.int32)
+    return MovieTable(part.feature, part.pooling, part.table, ones, part.half_life, part.newest)
 
 
 def _summed(part: TowerInput, tower: DenseTower) -> MovieTable:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedstore.data.features import MovieId
+from embedstore.data.features import Bags, MovieId
 from embedstore.query.recommend import embed, recommendations_of
 from embedstore.query.snippets import LANGUAGES, LIMIT, PAGE, RECIPES, Values, snippet
 from embedstore.runs.run import Run
@@ -97,7 +97,8 @@ class Contract:
         """Return the meaning of every vector of the collection, by its name."""
         debias = self.metadata.debias
         scaled = "" if debias is None else f", V_j scaled by norm(V_j)^-{debias:g}"
-        told = {"": f"V_j of the movie: score = psi(X) . V_j{scaled}"}
+        elsewhere = "; psi(X) is made elsewhere" if self.metadata.tower == "none" else ""
+        told = {"": f"V_j of the movie: score = psi(X) . V_j{scaled}{elsewhere}"}
         if self.metadata.spec.additive:
             told[HISTORY_VECTOR] = "E_j of a watched movie: psi(X) is the mean of E_j over the history X"
         return told
@@ -177,7 +178,7 @@ def describe(store: Store, alias: str, run: Run | None, endpoint: Endpoint) -> C
 def _user(run: Run, store: Store, collection: str) -> Example:
     """Return a user with a history of a handy length."""
     some = run.users.ids(np.arange(min(len(run.users), _MANY_USERS)))
-    rated = [user_id for user_id in some if run.history(user_id).size]
+    rated = [user_id for user_id in some if run.tower.knows(Bags.of([run.history(user_id)]))[0]]
     if not rated:
         return _popular(store, collection, store.metadata(collection))
     user_id = min(rated, key=lambda user: abs(run.history(user).size - _FEW_MOVIES))
@@ -193,7 +194,7 @@ def _popular(store: Store, collection: str, metadata: Metadata) -> Example:
         rows, what = order[: _FEW_MOVIES // 2], "a history of popular movies"
         psi = batch.history_vectors[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
     else:
-        rows, what = order[:1], "the vector of a popular movie, in place of a psi(X),"
+        rows, what = order[:1], "the vector of a popular movie in place of a psi(X)"
         psi = batch.movie_vectors[rows[0]]
     return Example(None, what, [batch.payloads[row]["movie_id"] for row in rows], psi)
 

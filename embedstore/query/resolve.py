@@ -15,7 +15,7 @@ from embedstore.runs.run import Run
 from embedstore.stores.base import Store
 from embedstore.stores.contract import collection_name
 
-__all__ = ["Say", "resolve"]
+__all__ = ["Say", "resolve", "resolve_collection"]
 
 Say = Callable[[str], None]
 
@@ -33,9 +33,9 @@ def resolve(
     reference: as for find_run, or @ALIAS, what that alias serves now, or @ALIAS~N, N promotions ago. A
     run that no alias named here has its collection for alias, whether that is there or not.
 
-    An additive run whose folder is not in runs_dir is restored from its collection, and restored is
-    told so in a sentence; None restores nothing. It knows no users, and lives in runs_dir, or for this
-    process alone where that cannot be written or the collection is debiased.
+    A run whose folder is not in runs_dir is restored from its collection, which holds an additive tower,
+    too, but no other; restored is told so in a sentence, None restores nothing. It knows no users, and
+    lives in runs_dir, or for this process alone where that cannot be written or the collection is debiased.
 
     Raises NotFoundError where there is no such alias, promotion or run, else what find_run and
     stores.restore.rebuild raise.
@@ -58,12 +58,29 @@ def resolve(
     return run, collection_name(alias, run.reference)
 
 
+def resolve_collection(
+    store: Store, runs_dir: Path, reference: str | None = None, *, alias: str = "movies"
+) -> str:
+    """Return the name of the collection of resolve, for who needs no run: none has to be in runs_dir.
+
+    Raises NotFoundError where there is no such alias, promotion or run, and neither its collection.
+    """
+    asked = parse_live(reference or "")
+    if reference is None or asked:
+        return live_collection(store, *(asked or (alias, 0)))[0]
+    run_id, amount = split_reference(reference)
+    name = collection_name(alias, reference_of(run_id, amount))
+    if RUN_ID.fullmatch(run_id) and store.exists(name):
+        return name
+    return collection_name(alias, find_run(runs_dir, reference).reference)
+
+
 def _restored(store: Store, name: str, runs_dir: Path, say: Say | None) -> Run:
     from embedstore.stores.restore import bring, rebuild, rebuilt
 
     metadata = store.metadata(name)
     lacking = f"run {metadata.run_id} is not in {runs_dir}"
-    if metadata.tower != "additive":
+    if metadata.tower == "dense":
         raise NotFoundError(
             f"{lacking}, and its {metadata.tower} tower is in its folder alone; {bring(metadata, runs_dir)}"
         )

@@ -30,7 +30,7 @@ def private(run: Run) -> Iterator[Run]:
         try:
             folder = stack.enter_context(scratch_folder(home))
             for name in run.manifest.files:
-                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 with suppress(FileNotFoundError):  # said at its first use
                     shutil.copyfile(run.path / name, folder / name, follow_symlinks=False)
         except OSError as error:

@@ -7,7 +7,9 @@ import json
 import math
 import mmap
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from io import FileIO
@@ -19,9 +21,12 @@ import numpy.typing as npt
 
 from embedstore.data.dataset import Movie
 from embedstore.data.features import Ids, MovieId, Rows, Vocabulary
-from embedstore.errors import NotFoundError, RunError
+from embedstore.errors import NotFoundError, RunError, UsageError
+from embedstore.runs.consent import allowed
+from embedstore.runs.declaration import rules_of
 from embedstore.runs.files import content_of, map_array, open_file, parse_json
 from embedstore.runs.manifest import Manifest, read_manifest
+from embedstore.runs.served import FILES, ServedTower, Session, open_session, require
 from embedstore.runs.tower import (
     AdditiveTower,
     DenseTower,
@@ -41,6 +46,8 @@ _LONGEST_LINE = 64 << 10  # of movies.jsonl
 _LARGEST = 2**63
 _LINES = 1000  # read at a time where all are read
 _BLOCK = 1 << 20
+_MOST_POSITIONS = 1 << 31  # of a vocabulary
+_LONGEST = 1 << 16  # of an input of a model with a fixed length
 
 
 class Catalog(Sequence[Movie]):
@@ -179,9 +186,17 @@ class Run:
         """psi. Raises RunError where the run has none."""
         if self.history_vectors is not None:
             return AdditiveTower(self.history_vectors)
+        self.check_tower()
+        spec = self._tower_json()
+        return self._served_tower(spec) if str(spec.get("kind")) in FILES else self._dense_tower(spec)
+
+    def check_tower(self) -> None:
+        """Raise RunError where the run has no tower, and says what works without."""
         if self.manifest.tower == "none":
-            raise RunError(f"run {self.run_id} has no user tower; only `similar` works with it")
-        return self._dense_tower()
+            raise RunError(
+                f"run {self.run_id} has no user tower to make psi(X) of a history; `embedstore query "
+                "--vector` takes one made elsewhere, and `embedstore similar` works as always"
+            )
 
     @cached_property
     def users(self) -> Vocabulary:
@@ -280,11 +295,87 @@ class Run:
         for name in self.manifest.files:
             self._open(name, size_alone=size_alone).close()
 
-    def _dense_tower(self) -> DenseTower:
+    def _tower_json(self) -> dict[str, Any]:
+        name = "tower.json"
+        with self._open(name) as file:
+            try:
+                spec = parse_json(content_of(file))
+            except ValueError as error:
+                raise self._damaged(name, f"is not a tower ({error!r})") from error
+        if not isinstance(spec, dict):
+            raise self._damaged(name, f"is not a tower, but a {type(spec).__name__}")
+        return spec
+
+    def _served_tower(self, spec: dict[str, Any]) -> ServedTower:
+        name, kind, n = "tower.json", str(spec["kind"]), len(self.movies)
+        output, signature, constant = spec.get("output"), spec.get("signature"), spec.get("constant")
+        if not (
+            isinstance(output, str | None)
+            and isinstance(signature, str | None)
+            and isinstance(constant, bool)
+        ):
+            raise self._damaged(name, "describes a tower that this embedstore does not know")
+        try:
+            rules = rules_of(spec.get("inputs"))
+        except ValueError as error:
+            raise self._damaged(name, f"is not a tower ({error})") from error
+        positions = self._array("tower.positions.npy", ("int64",))
+        if positions.shape != (n,) or not _within(positions + 1, _MOST_POSITIONS):
+            raise self._damaged("tower.positions.npy", f"does not hold a place for each of {n} movies")
+        features: dict[str, MovieFeature] = {
+            rule.feature: self._feature(rule.feature, rule.labels, len(rule.labels), least=-1)
+            for rule in rules
+            if rule.labels
+        }
+        files = [found for found in self.manifest.files if f"{found}/".startswith(f"{FILES[kind]}/")]
+        n_bytes = sum(self.manifest.files[found]["bytes"] for found in files)
+        for rule in rules:
+            highest = len(rule.labels) - 1 if rule.labels else int(positions.max(initial=0))
+            columns = max(rule.first + highest, rule.unknown or 0) + 1
+            # Each is a row of a table in the model, of a byte at least.
+            fits = rule.form != "multi_hot" or columns <= (rule.size or 0) <= n_bytes
+            if not fits or (rule.length or 0) > _LONGEST:
+                raise self._damaged(name, f"describes an input {rule.name!r} that its model cannot have")
+        return ServedTower(
+            session=self._session(kind, files, output, signature),
+            kind=kind,
+            rules=rules,
+            positions=positions,
+            features=features,
+            ids=self.movies.values,
+            width=self.embedding_dim - constant,
+            constant=constant,
+            model=self.path / FILES[kind],
+            output=output,
+            signature=signature,
+        )
+
+    def _session(self, kind: str, files: list[str], output: str | None, signature: str | None) -> Session:
+        """Return the model of the tower. What is loaded is a copy of what was checked, and nothing else."""
+        require(kind)
+        try:
+            if kind == "onnx":
+                with self._open(FILES[kind]) as file:
+                    return open_session(kind, file.read(), output=output, signature=signature)
+            if not allowed(self.manifest):
+                raise RunError(
+                    f"psi of run {self.run_id} is computed by a model that is a program ({kind}); where you "
+                    f"know whose it is, let it run with `embedstore runs allow {self.run_id}`"
+                )
+            with tempfile.TemporaryDirectory() as folder:
+                for name in files:
+                    (copied := Path(folder, name)).parent.mkdir(parents=True, exist_ok=True)
+                    with self._open(name) as file, open(copied, "xb") as copy:
+                        shutil.copyfileobj(file, copy)
+                return open_session(kind, Path(folder, FILES[kind]), output=output, signature=signature)
+        except UsageError as error:
+            raise self._damaged(FILES[kind], f"is not a model of its tower.json: {error}") from error
+        except OSError as error:
+            raise RunError(f"the model of run {self.run_id} cannot be read: {error.strerror}") from error
+
+    def _dense_tower(self, spec: dict[str, Any]) -> DenseTower:
         name = "tower.json"
         try:
-            with self._open(name) as file:
-                spec = parse_json(content_of(file))
             inputs = spec["inputs"]
             layers = spec["layers"]
             labels = spec.get("labels", {})
@@ -300,27 +391,26 @@ class Run:
             raise self._damaged(name, f"is not a tower ({error!r})") from error
         if not known:
             raise self._damaged(name, "describes a tower that this embedstore does not know")
-        features = {
-            part["feature"]: MovieFeature(
-                name=part["feature"],
-                offsets=self._array(f"tower.{part['feature']}.offsets.npy", ("int64",)),
-                values=self._array(f"tower.{part['feature']}.values.npy", ("int64",)),
-                labels=labels.get(part["feature"], ()),
-            )
-            for part in inputs
-            if part["feature"] != "movies"
-        }
         tables = [
             TowerInput(
                 part["feature"],
                 self._matrix(f"tower.{part['feature']}.npy"),
                 part["pooling"],
                 part.get("half_life"),
+                part.get("newest"),
             )
             for part in inputs
         ]
-        for table in tables:
-            self._check_rows(table, features.get(table.feature))
+        features: dict[str, MovieFeature] = {
+            part.feature: self._feature(part.feature, labels.get(part.feature, ()), len(part.table))
+            for part in tables
+            if part.feature != "movies"
+        }
+        for part in tables:
+            if part.feature == "movies" and len(part.table) != len(self.movies):
+                raise self._damaged(
+                    "tower.movies.npy", f"has {len(part.table)} rows for {len(self.movies)} movies"
+                )
         width = sum(table.table.shape[1] for table in tables)
         dense = []
         for number, layer in enumerate(layers):
@@ -337,14 +427,11 @@ class Run:
             raise self._damaged(name, f"has width {tower.embedding_dim}, the run has {self.embedding_dim}")
         return tower
 
-    def _check_rows(self, part: TowerInput, feature: MovieFeature | None) -> None:
-        """Raise RunError where the rows of a movie, or of its feature, are not in the table."""
-        n, name = len(self.movies), f"tower.{part.feature}"
-        if feature is None:
-            if len(part.table) != n:
-                raise self._damaged(f"{name}.npy", f"has {len(part.table)} rows for {n} movies")
-            return
-        offsets, values = feature.offsets, feature.values
+    def _feature(self, feature: str, labels: Sequence[str], n_values: int, *, least: int = 0) -> MovieFeature:
+        """Return what every movie has of feature: numbers from least on, and below n_values."""
+        n, name = len(self.movies), f"tower.{feature}"
+        offsets = self._array(f"{name}.offsets.npy", ("int64",))
+        values = self._array(f"{name}.values.npy", ("int64",))
         if (
             offsets.shape != (n + 1,)
             or values.ndim != 1
@@ -353,8 +440,11 @@ class Run:
             or bool((np.diff(offsets) < 0).any())
         ):
             raise self._damaged(f"{name}.offsets.npy", f"points outside of {name}.values.npy")
-        if not _within(values, len(part.table)):
-            raise self._damaged(f"{name}.values.npy", f"points outside of {name}.npy")
+        if not _within(values - least, n_values - least):
+            raise self._damaged(
+                f"{name}.values.npy", f"points outside of the {n_values} {feature} of the tower"
+            )
+        return MovieFeature(feature, offsets, values, labels)
 
     def _vocabulary(self, name: str) -> Vocabulary:
         values: Ids = self._array(name, None)
@@ -417,10 +507,12 @@ class Run:
 
 
 def _known_input(part: dict[str, Any]) -> bool:
-    half_life = part.get("half_life")
+    half_life, newest = part.get("half_life"), part.get("newest")
+    if newest is not None and not (type(newest) is int and newest > 0 and part["feature"] == "movies"):
+        return False
     if half_life is None:
         return part["feature"] in _FEATURES and part["pooling"] in _POOLINGS
-    decays = isinstance(half_life, float) and 0 < half_life < math.inf
+    decays = isinstance(half_life, float) and 0 < half_life < math.inf and newest is None
     return decays and (part["feature"], part["pooling"]) == ("movies", "mean")
 
 

@@ -70,6 +70,9 @@ class UserTower(Protocol):
     def batch(self, bags: Bags) -> Matrix:
         """Return the user embeddings, shape (n_users, embedding_dim), of many histories."""
 
+    def knows(self, bags: Bags) -> npt.NDArray[np.bool_]:
+        """Return whether there is a psi of each history, shape (n_users,): whether it knows a movie."""
+
     def terms(self, rows: Sequence[int] | Rows) -> Terms:
         """Return what every movie of one history adds to psi.
 
@@ -108,14 +111,18 @@ class TowerInput:
     mean = sum / n; l2 = sum / sqrt(n), the L2-normalised bag of ones; sum = the plain sum.
     half_life: recency, of a mean over the movies: a movie weighs half of the one that is half_life
     places newer, and the mean is weighted. Raises ValueError for another pooling or feature.
+    newest: how many movies are pooled, of a longer history the newest; None for all. For movies alone.
     """
 
     feature: Feature
     table: Matrix
     pooling: Pooling = "mean"
     half_life: float | None = None
+    newest: int | None = None
 
     def __post_init__(self) -> None:
+        if self.newest is not None and (self.feature != "movies" or self.half_life is not None):
+            raise ValueError("newest is for movies without half_life")
         if self.half_life is not None and (self.feature, self.pooling) != ("movies", "mean"):
             raise ValueError(
                 f"half_life is for the mean of movies, received {self.pooling} of {self.feature}"
@@ -155,6 +162,9 @@ class AdditiveTower:
         _no_empty(bags)
         return _in_batches(bags, self.embedding_dim, lambda part: _pool(self.history_vectors, part, "mean"))
 
+    def knows(self, bags: Bags) -> npt.NDArray[np.bool_]:
+        return bags.sizes > 0
+
     def terms(self, rows: Sequence[int] | Rows) -> Terms:
         picked = self.history_vectors.take(_one_history(rows), axis=0).astype(np.float64)
         return Terms(picked / len(picked), exact=True)
@@ -183,14 +193,19 @@ class DenseTower:
         _no_empty(bags)
         return _in_batches(bags, self._widest, self._forward)
 
+    def knows(self, bags: Bags) -> npt.NDArray[np.bool_]:
+        return bags.sizes > 0
+
     def terms(self, rows: Sequence[int] | Rows) -> Terms:
         history = _one_history(rows)
         exact = all(layer.activation == "linear" for layer in self.layers)
         alone = Bags(history, np.arange(history.size + 1))  # every movie a history of its own
         pooled = []
         for part in self.inputs:
-            bags = self._bag(part.feature, alone)
+            bags = self._bag(part, alone)
             added, sizes = _pool(part.table, bags, "sum"), bags.sizes.astype(np.float64)[:, None]
+            if part.newest is not None:
+                added[: -part.newest] = sizes[: -part.newest] = 0
             growth = 0.0  # of the weight of the older movies where one is left out
             if part.half_life is not None:
                 sizes = recency(np.array([history.size]), part.half_life)[:, None]
@@ -226,8 +241,7 @@ class DenseTower:
 
     def _forward(self, bags: Bags) -> npt.NDArray[np.float64]:
         pooled = [
-            _pool(part.table, self._bag(part.feature, bags), part.pooling, part.half_life)
-            for part in self.inputs
+            _pool(part.table, self._bag(part, bags), part.pooling, part.half_life) for part in self.inputs
         ]
         x = np.concatenate(pooled, axis=1) if len(pooled) > 1 else pooled[0]  # (n_users, width)
         return self._layered(x)
@@ -241,8 +255,10 @@ class DenseTower:
             x = _ACTIVATIONS[activation](x)
         return np.concatenate([x, np.full((len(x), 1), share)], axis=1) if self.constant else x
 
-    def _bag(self, feature: str, bags: Bags) -> Bags:
-        return bags if feature == "movies" else self.features[feature].bags(bags)
+    def _bag(self, part: TowerInput, bags: Bags) -> Bags:
+        if part.newest is not None:
+            return bags.newest(part.newest)
+        return bags if part.feature == "movies" else self.features[part.feature].bags(bags)
 
 
 def _one_history(rows: Sequence[int] | Rows) -> Rows:

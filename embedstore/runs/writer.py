@@ -6,8 +6,9 @@ import json
 import platform
 import secrets
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,14 @@ from embedstore.runs.manifest import MANIFEST, Manifest, digest_of, replace_file
 from embedstore.runs.programs import git
 from embedstore.runs.registry import RUN_ID
 from embedstore.runs.scratch import scratch_folder
+from embedstore.runs.served import ServedTower, write_served
 from embedstore.runs.tower import AdditiveTower, DenseTower
 
 __all__ = [
     "ADDITIVE",
+    "Histories",
+    "RunContent",
+    "describe",
     "describe_run",
     "ids_of",
     "movie_line",
@@ -34,6 +39,7 @@ __all__ = [
     "run_folder",
     "save_array",
     "seal_run",
+    "write_content",
     "write_json",
     "write_run",
 ]
@@ -41,6 +47,39 @@ __all__ = [
 _LARGEST = 2**63 - 1
 _STAMP = "%Y%m%dt%H%M%S"
 ADDITIVE = {"schema": 1, "kind": "additive", "rows": "history_vectors.npy"}  # tower.json
+
+
+@dataclass(frozen=True)
+class Histories:
+    """The histories of users in CSR form, oldest movie first.
+
+    user_ids: ascending, (n_users,). offsets: int64, (n_users + 1,). movie_rows: int32, (n_ratings,).
+    """
+
+    user_ids: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
+    offsets: Rows = field(default_factory=lambda: np.zeros(1, np.int64))
+    movie_rows: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+
+
+@dataclass(frozen=True)
+class RunContent:
+    """What a run folder holds: one movie per row of movie_vectors, in ascending order of movie_ids.
+
+    movie_lines: what movie_line made of each. tower: None where the run cannot compute psi.
+    """
+
+    movie_ids: Ids
+    movie_lines: Iterable[str]
+    movie_vectors: npt.NDArray[np.float32]
+    tower: AdditiveTower | DenseTower | ServedTower | None
+    histories: Histories = field(default_factory=Histories)
+
+    @property
+    def tower_kind(self) -> str:
+        """What the manifest calls the tower."""
+        if self.tower is None:
+            return "none"
+        return "additive" if isinstance(self.tower, AdditiveTower) else "dense"
 
 
 def new_run_id(runs_dir: Path, now: datetime | None = None) -> str:
@@ -68,7 +107,7 @@ def write_run(
     dataset: Dataset,
     config: Mapping[str, Any],
     movie_vectors: npt.NDArray[np.float32],
-    tower: AdditiveTower | DenseTower,
+    tower: AdditiveTower | DenseTower | ServedTower,
     metrics: Mapping[str, Any],
     log: Sequence[Mapping[str, Any]] = (),
     cold: Rows | None = None,
@@ -86,16 +125,54 @@ def write_run(
     vocabulary = rated_movies(dataset)
     if cold is not None:
         vocabulary = np.union1d(vocabulary, cold)
-    vectors = np.ascontiguousarray(movie_vectors, dtype=np.float32)
-    _check_vectors(vectors, vocabulary.size, tower)
+    row_of = np.full(len(dataset.movies), -1, dtype=np.int32)
+    row_of[vocabulary] = np.arange(vocabulary.size, dtype=np.int32)
+    ids = dataset.movies.ids(vocabulary)
+    content = RunContent(
+        movie_ids=ids_of(ids),
+        movie_lines=_lines(dataset, vocabulary, ids),
+        movie_vectors=movie_vectors,
+        tower=tower,
+        histories=Histories(dataset.users.values, dataset.offsets, row_of[dataset.movie_rows]),
+    )
+    return write_content(
+        runs_dir, content, dataset=describe(dataset), config=config, metrics=metrics, log=log, run_id=run_id
+    )
+
+
+def write_content(
+    runs_dir: Path,
+    content: RunContent,
+    *,
+    dataset: Mapping[str, Any],
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]] = (),
+    run_id: str | None = None,
+) -> Path:
+    """Write and seal a run of content; return its folder, which appears when it is whole. See write_run."""
+    vectors = np.ascontiguousarray(content.movie_vectors, dtype=np.float32)
+    tower = content.tower
+    _check_vectors(vectors, content.movie_ids.size, tower)
     with run_folder(runs_dir, run_id or new_run_id(runs_dir)) as path:
-        _write_files(path, dataset, vocabulary, vectors, tower, metrics, log)
+        save_array(path / "movie_ids.npy", content.movie_ids)
+        save_array(path / "movie_vectors.npy", vectors)
+        with open(path / "movies.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(content.movie_lines)
+        if tower is not None:
+            _write_tower(path, tower)
+        save_array(path / "histories/user_ids.npy", content.histories.user_ids)
+        save_array(path / "histories/offsets.npy", content.histories.offsets)
+        save_array(path / "histories/movie_rows.npy", content.histories.movie_rows)
+        write_json(path / "metrics.json", metrics)
+        with open(path / "training.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in log)
         manifest = describe_run(
             path,
-            dataset=_describe(dataset),
+            dataset=dataset,
             config=config,
             embedding_dim=int(vectors.shape[1]),
-            tower="additive" if isinstance(tower, AdditiveTower) else "dense",
+            tower=content.tower_kind,
             metrics=metrics,
             git_commit=_git_commit(),
         )
@@ -192,13 +269,13 @@ def movie_line(
 
 
 def _check_vectors(
-    vectors: npt.NDArray[np.float32], n_movies: int, tower: AdditiveTower | DenseTower
+    vectors: npt.NDArray[np.float32], n_movies: int, tower: AdditiveTower | DenseTower | ServedTower | None
 ) -> None:
     if vectors.ndim != 2 or len(vectors) != n_movies:
         raise ValueError(
             f"movie_vectors must have shape (n_movies={n_movies}, embedding_dim), received {vectors.shape}"
         )
-    if tower.embedding_dim != vectors.shape[1]:
+    if tower is not None and tower.embedding_dim != vectors.shape[1]:
         raise ValueError(
             f"the tower's width {tower.embedding_dim} must be the vectors' width {vectors.shape[1]}"
         )
@@ -209,8 +286,12 @@ def _check_vectors(
             )
 
 
-def _arrays(tower: AdditiveTower | DenseTower) -> list[tuple[str, npt.NDArray[np.float32]]]:
-    """Return the tower's arrays by their file name without .npy."""
+def _arrays(
+    tower: AdditiveTower | DenseTower | ServedTower | None,
+) -> list[tuple[str, npt.NDArray[np.float32]]]:
+    """Return the tower's tables and kernels by their file name without .npy."""
+    if tower is None or isinstance(tower, ServedTower):
+        return []
     if isinstance(tower, AdditiveTower):
         return [("history_vectors", tower.history_vectors)]
     named = [(f"tower.{part.feature}", part.table) for part in tower.inputs]
@@ -221,18 +302,10 @@ def _arrays(tower: AdditiveTower | DenseTower) -> list[tuple[str, npt.NDArray[np
     return named
 
 
-def _write_files(
-    path: Path,
-    dataset: Dataset,
-    vocabulary: Rows,
-    vectors: npt.NDArray[np.float32],
-    tower: AdditiveTower | DenseTower,
-    metrics: Mapping[str, Any],
-    log: Sequence[Mapping[str, Any]],
-) -> None:
-    ids = dataset.movies.ids(vocabulary)
-    save_array(path / "movie_ids.npy", ids_of(ids))
-    save_array(path / "movie_vectors.npy", vectors)
+def _write_tower(path: Path, tower: AdditiveTower | DenseTower | ServedTower) -> None:
+    if isinstance(tower, ServedTower):
+        write_served(path, tower)
+        return
     for name, array in _arrays(tower):
         save_array(path / f"{name}.npy", np.ascontiguousarray(array, dtype=np.float32))
     if isinstance(tower, DenseTower):
@@ -240,27 +313,19 @@ def _write_files(
             save_array(path / f"tower.{feature.name}.offsets.npy", feature.offsets.astype(np.int64))
             save_array(path / f"tower.{feature.name}.values.npy", feature.values.astype(np.int64))
     write_json(path / "tower.json", ADDITIVE if isinstance(tower, AdditiveTower) else _dense_json(tower))
-    with open(path / "movies.jsonl", "w", encoding="utf-8") as file:
-        for row, movie_id in zip(vocabulary.tolist(), ids, strict=True):
-            movie = dataset.catalog[row]
-            file.write(
-                movie_line(
-                    movie_id=movie_id,
-                    title=movie.title,
-                    year=movie.year,
-                    genres=movie.genres,
-                    popularity=int(dataset.popularity[row]),
-                    cold=not dataset.popularity[row],
-                )
-            )
-    row_of = np.full(len(dataset.movies), -1, dtype=np.int32)
-    row_of[vocabulary] = np.arange(vocabulary.size, dtype=np.int32)
-    save_array(path / "histories/user_ids.npy", dataset.users.values)
-    save_array(path / "histories/offsets.npy", dataset.offsets)
-    save_array(path / "histories/movie_rows.npy", row_of[dataset.movie_rows])
-    write_json(path / "metrics.json", metrics)
-    with open(path / "training.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(entry) + "\n" for entry in log)
+
+
+def _lines(dataset: Dataset, vocabulary: Rows, ids: Sequence[MovieId]) -> Iterator[str]:
+    for row, movie_id in zip(vocabulary.tolist(), ids, strict=True):
+        movie = dataset.catalog[row]
+        yield movie_line(
+            movie_id=movie_id,
+            title=movie.title,
+            year=movie.year,
+            genres=movie.genres,
+            popularity=int(dataset.popularity[row]),
+            cold=not dataset.popularity[row],
+        )
 
 
 def _dense_json(tower: DenseTower) -> dict[str, Any]:
@@ -272,6 +337,7 @@ def _dense_json(tower: DenseTower) -> dict[str, Any]:
                 "feature": part.feature,
                 "pooling": part.pooling,
                 "half_life": part.half_life and float(part.half_life),
+                **({} if part.newest is None else {"newest": part.newest}),
             }
             for part in tower.inputs
         ],
@@ -293,7 +359,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _describe(dataset: Dataset) -> dict[str, Any]:
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """Return what a manifest says of a data set."""
     return {
         "name": dataset.name,
         "sha256": dataset.sha256,
@@ -309,7 +376,7 @@ def _versions() -> dict[str, str]:
     from embedstore import __version__
 
     found = {"embedstore": __version__, "python": platform.python_version(), "numpy": np.__version__}
-    for name in ("tensorflow", "keras"):
+    for name in ("tensorflow", "keras", "onnxruntime"):
         if name in sys.modules:
             found[name] = str(sys.modules[name].__version__)
     return found

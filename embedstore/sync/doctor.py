@@ -372,7 +372,7 @@ def _missing_runs(patient: _Patient) -> Findings:
                 missing[name] = metadata
     if missing:
         name, metadata = next(iter(missing.items()))
-        if metadata.tower == "additive":
+        if metadata.tower != "dense":
             advice = f"`embedstore runs restore {shlex.quote(name)}` makes it of the collection"
         else:
             advice = f"copy its folder from {metadata.origin or 'where it was trained'}"

@@ -176,6 +176,8 @@ def _said(gate: Gate, run: Run, store: Store | None, alias: str, runs_dir: Path)
 def _judge(gate: Gate, run: Run, store: Store | None, alias: str, runs_dir: Path) -> GateResult:
     """Raises EmbedstoreError where the gate cannot be judged."""
     own = measures_of(run)
+    if gate.metric not in own.metrics:
+        run.check_tower()  # else to be measured by evaluate
     value = _value(gate.metric, run.reference, own)
     if gate.of is None:
         return _held(gate, value, gate.factor, "")

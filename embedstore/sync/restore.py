@@ -34,12 +34,12 @@ def restore(
     alias: str = "movies",
     progress: Progress | None = None,
 ) -> RestoreReport:
-    """Rebuild the run of an additive collection in runs_dir, for serving: it knows no users.
+    """Rebuild the run of a collection in runs_dir, for serving: it knows no users.
 
     Its movie_ids.npy, movie_vectors.npy, history_vectors.npy and movies.jsonl are those of the
     original, byte by byte, so that it answers any history exactly as the original does.
 
-    Raises RunError where the tower is not additive, so that the collection lacks it, the vectors are
+    Raises RunError where the tower is dense, so that the collection lacks it, the vectors are
     debiased, or another run of this id is in runs_dir; otherwise what find_collection and rebuild raise.
     """
     name, metadata = find_collection(store, reference, alias=alias)
@@ -53,7 +53,7 @@ def restore(
             )
         remove_abandoned(path.parent)  # a kill at the very end leaves an empty folder beside the run
         return RestoreReport(name, metadata.run_id, str(path), metadata.count, written=False)
-    if metadata.tower != "additive":
+    if metadata.tower == "dense":
         raise RunError(
             f"collection {name!r} is of a run whose tower is {metadata.tower}, which is in its folder alone; "
             f"{bring(metadata, runs_dir)}"

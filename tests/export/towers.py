@@ -12,7 +12,7 @@ from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature, Tower
 from embedstore.runs.writer import write_run
 from tests.builders import GENRES, tiny_dataset
 
-FORMS = ("additive", "recency", "recency tanh", "l2 tanh constant", "sum relu", "colab")
+FORMS = ("additive", "recency", "recency tanh", "newest", "l2 tanh constant", "sum relu", "colab")
 RUN_ID = "20260101t000000-0000"
 
 
@@ -28,6 +28,10 @@ def tower_of(form: str, n: int = 40) -> AdditiveTower | DenseTower:
     if form.startswith("recency"):
         layers = [TowerLayer(normal(4, 3), normal(3), "tanh")] if form.endswith("tanh") else []
         return DenseTower([TowerInput("movies", normal(n, 4), half_life=2.5)], layers)
+    if form == "newest":
+        return DenseTower(
+            [TowerInput("movies", normal(n, 4), newest=3)], [TowerLayer(normal(4, 3), normal(3))]
+        )
     if form == "l2 tanh constant":
         layers = [TowerLayer(normal(5, 6), normal(6), "tanh"), TowerLayer(normal(6, 3), normal(3))]
         return DenseTower([TowerInput("movies", normal(n, 5), "l2")], layers, constant=True)

@@ -112,7 +112,7 @@ def test_a_history_without_a_known_movie_is_an_error(run: Run, store: Store) -> 
         recommend(run, store, history=[])
     with pytest.raises(NotFoundError, match="user 999 is not among"):
         recommend(run, store, user_id=999)
-    with pytest.raises(ValueError, match="either a user_id or a history"):
+    with pytest.raises(ValueError, match="one of a user_id, a history and a vector"):
         recommend(run, store)
 
 

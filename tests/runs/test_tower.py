@@ -33,6 +33,20 @@ def test_poolings_worked_by_hand(pooling: str, expected: float) -> None:
     np.testing.assert_allclose(tower([0, 1, 2, 3]), [expected])  # 16 / 4, 16, 16 / sqrt(4)
 
 
+def test_newest_pools_the_newest_movies_of_a_longer_history() -> None:
+    tower = DenseTower(
+        [TowerInput("movies", f32([1], [2], [4]), newest=2)], [TowerLayer(f32([10]), f32(3)[0])]
+    )
+    assert tower([0]).tolist() == [13]
+    assert tower([0, 1, 2]).tolist() == [33]  # mean of 2 and 4
+    assert tower.batch(Bags.of([[2, 0, 1], [1], [0, 2]])).ravel().tolist() == [18, 23, 28]
+    values, exact = tower.terms([0, 1, 2])
+    assert exact
+    assert values.ravel().tolist() == [1, 11, 21]  # a third of the bias each; the oldest adds nothing else
+    with pytest.raises(ValueError, match="newest is for movies"):
+        TowerInput("genres", f32([1]), newest=2)
+
+
 def test_recency_halves_the_weight_of_a_movie_per_half_life_places() -> None:
     tower = DenseTower([TowerInput("movies", f32([1], [2], [4]), half_life=1)])
     np.testing.assert_allclose(tower([0, 1, 2]), [(1 / 4 + 2 / 2 + 4) / (1 / 4 + 1 / 2 + 1)])
@@ -129,6 +143,7 @@ def test_only_a_tower_that_bends_is_estimated() -> None:
         "additive": True,
         "recency": True,
         "recency tanh": False,
+        "newest": True,
         "l2 tanh constant": False,
         "sum relu": False,
         "colab": True,

@@ -1,0 +1,87 @@
+"""What a part of a model makes of a bag of values, told by asking it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedstore.data.features import Bags, Rows
+from embedstore.runs.declaration import InputRule
+from embedstore.runs.encoding import encode
+from embedstore.runs.tower import Matrix, MovieFeature, Pooling
+
+__all__ = ["Branch"]
+
+_BAGS = 40
+_LONGEST = 40  # values of such a bag
+_NEAR = 1e-4  # of the largest number: the model computes in float32
+_BATCH_FLOATS = 1 << 22  # of the inputs of one call, and of what comes out
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A part of a model that depends on one bag alone.
+
+    rules: those of its inputs, all of one feature. size: how many indices there are. ask: from these inputs
+    to what the part gives, (n_users, width).
+    """
+
+    rules: Sequence[InputRule]
+    size: int
+    ask: Callable[[Mapping[str, npt.NDArray[Any]]], Matrix]
+
+    @property
+    def rule(self) -> InputRule:
+        """The rule of the input that the values go into; the others are its mask and length."""
+        return next(rule for rule in self.rules if rule.form not in ("mask", "length"))
+
+    @property
+    def first(self) -> int:
+        """The index of the first value."""
+        return 0 if self.rule.form == "ids" else self.rule.first
+
+    def table(self) -> Matrix:
+        """Return what the part gives for every index alone, (size, width), zeros for those before first."""
+        step = max(1, _BATCH_FLOATS // (self.size if self.rule.form == "multi_hot" else 256))
+        n = self.size - self.first
+        alone = [np.arange(start, min(start + step, n)) for start in range(0, n, step)]
+        rows = np.concatenate([self._given(Bags(part, np.arange(part.size + 1))) for part in alone])
+        return np.concatenate([np.zeros((self.first, rows.shape[1]), np.float32), rows])
+
+    def pooling(self, table: Matrix | None) -> Pooling | None:
+        """Return how the part pools the rows of table, told by random bags; None where in none of the ways.
+
+        None for table: the part gives the bag itself, one column for each index.
+        """
+        rng = np.random.default_rng(0)
+        padding = self.rule.padding if self.rule.form in ("indices", "ids") else None
+        values = np.setdiff1d(np.arange(self.first, self.size), [] if padding is None else [padding])
+        movies = self.rule.feature == "movies"  # of which a history has each once, of genres and years not
+        most = min(self.rule.length or _LONGEST, _LONGEST, values.size if movies else _LONGEST)
+        sizes = rng.integers(1, most + 1, size=_BAGS)
+        bags = Bags.of(rng.choice(values, size, replace=not movies) for size in sizes)
+        found = self._given(Bags(bags.rows - self.first, bags.offsets))
+        counts = np.zeros((_BAGS, self.size))
+        np.add.at(counts, (np.repeat(np.arange(_BAGS), sizes), bags.rows), 1.0)
+        total = counts if table is None else counts @ table
+        if found.shape != total.shape:
+            return None
+        divisors: Mapping[Pooling, Rows | npt.NDArray[np.float64] | int] = {
+            "mean": sizes[:, None],
+            "l2": np.sqrt(sizes)[:, None],
+            "sum": 1,
+        }
+        near = _NEAR * float(np.abs(found).max())
+        return next((way for way, by in divisors.items() if np.abs(found - total / by).max() <= near), None)
+
+    def _given(self, bags: Bags) -> Matrix:
+        """Return what the part gives for bags of values, the first one 0."""
+        values = np.arange(self.size - self.first)
+        feature = MovieFeature(self.rule.feature, np.arange(values.size + 1), values)
+        return self.ask(
+            encode(self.rules, bags, positions=values, features={self.rule.feature: feature}, ids=values)
+        )

@@ -1,0 +1,334 @@
+"""V_j and psi out of what a person has: arrays, or a model and the declaration of its inputs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedstore.data.dataset import Movie, MovieTable
+from embedstore.data.features import Rows, Vocabulary
+from embedstore.errors import UsageError
+from embedstore.importing.vectors import read_ids, read_vectors, refuse_pickle
+from embedstore.runs.declaration import Declaration, InputRule, read_declaration
+from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature
+
+if TYPE_CHECKING:
+    from embedstore.importing.model import Matrix, TowerModel
+    from embedstore.runs.served import ServedTower
+
+__all__ = ["IN_MODEL", "Movies", "Source", "is_array", "of_arrays", "of_model"]
+
+Array = npt.NDArray[Any]
+Say = Callable[[str], None]
+
+IN_MODEL = "model:"  # of a source of vectors: a weight of the tower's model
+_PADDING = 2  # rows that a table may have beyond its vocabulary
+_SERVED_BY = {"onnx": "onnxruntime", "keras": "tensorflow", "saved_model": "tensorflow"}
+
+
+@dataclass(frozen=True)
+class Movies:
+    """The movies that are imported: ids ascending, as a run has them.
+
+    order: where each of them stands among the ids as they were given, (n_movies,). table: titles, years
+    and genres, of some of them.
+    """
+
+    ids: Vocabulary
+    order: Rows
+    table: MovieTable
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, given: Matrix) -> Matrix:
+        """Return given, a row per id in the order that they were given, in the order of a run."""
+        in_order = bool((self.order[1:] > self.order[:-1]).all())
+        return given if in_order else given[self.order]
+
+    def __iter__(self) -> Iterator[Movie]:
+        nothing = Movie()
+        return (self.table.get(movie_id, nothing) for movie_id in self.ids.values.tolist())
+
+    def labels(self, feature: str) -> list[str]:
+        """Return the genres or years of all movies, ascending."""
+        return sorted({label for movie in self for label in labels_of(feature, movie)})
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is sealed: movie vectors in the order of a run, and the tower; notes: what a person should know.
+
+    declaration, difference, limit: see importing.Imported and towers.Proven. served_by: what computes psi.
+    """
+
+    movie_vectors: Matrix
+    tower: AdditiveTower | DenseTower | ServedTower | None
+    served_by: str | None
+    notes: Sequence[str] = ()
+    declaration: Declaration | None = None
+    difference: float | None = None
+    named: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_array(tower: object) -> bool:
+    """Whether tower is an array of history vectors, or the file of one, rather than a model."""
+    if isinstance(tower, str | Path):
+        return Path(str(tower).rpartition(":")[0] or tower).suffix.lower() in (".npy", ".npz")
+    return isinstance(tower, np.ndarray)
+
+
+def of_arrays(movies: Movies, vectors: Array | str | Path | None, tower: Array | str | Path | None) -> Source:
+    """Return V of vectors, and the tower that is a mean of tower's rows, or none.
+
+    Raises what read_vectors raises, and UsageError where their shapes do not fit.
+    """
+    if vectors is None or str(vectors).startswith(IN_MODEL):
+        raise UsageError(
+            "V is in no model without one: give its file with --vectors, or the model with --tower"
+        )
+    found = read_vectors(vectors)
+    _check_rows(found.array, movies, found.name)
+    if tower is None:
+        return Source(movies.rows(found.array), None, None, found.notes, named={"vectors": _named(vectors)})
+    history = read_vectors(tower, name="the array of the tower")
+    if history.array.shape != found.array.shape:
+        raise UsageError(
+            f"{history.name} has shape {history.array.shape} and V {found.array.shape}; expected one row per "
+            "movie, as wide as V, whose mean over a history is psi"
+        )
+    return Source(
+        movies.rows(found.array),
+        AdditiveTower(movies.rows(history.array)),
+        "numpy",
+        [*found.notes, *history.notes],
+        named={"vectors": _named(vectors), "tower": _named(tower)},
+    )
+
+
+@contextmanager
+def of_model(
+    movies: Movies,
+    vectors: Array | str | Path | None,
+    tower: Any,
+    *,
+    declaration: Declaration | str | Path | None,
+    output: str | None,
+    signature: str | None,
+    say: Say,
+) -> Iterator[Source]:
+    """Yield V and the tower of a model, whose file is there within the block.
+
+    Raises UsageError, NotFoundError and DataError where it does not become a tower; see import_run.
+    """
+    from embedstore.importing.infer import infer
+    from embedstore.importing.towers import prove
+    from embedstore.runs.served import FILES, ServedTower, open_session
+
+    say("opening the model")
+    model = open_model(tower, output=output, signature=signature)
+    if isinstance(declaration, str | Path):
+        home, declaration = Path(declaration).parent, read_declaration(Path(declaration))
+    else:
+        home = Path()
+    if declaration is None:
+        labels = {feature: movies.labels(feature) for feature in ("genres", "years")}
+        declaration = infer(model.inputs, model.tables, n_movies=len(movies), labels=labels)
+    rules = declaration.inputs
+    places, size = _places(movies, declaration.vocabulary, home)
+    _check_inputs(model, rules, size)
+    matrix, bias, name, notes = _vectors_of(model, vectors, movies, rules)
+    with tempfile.TemporaryDirectory(prefix="embedstore-import-") as folder:
+        model.save(Path(folder))
+        path = Path(folder) / Path(FILES[model.kind]).name
+        served = ServedTower(
+            session=open_session(model.kind, path, output=output, signature=signature),
+            kind=model.kind,
+            rules=rules,
+            positions=places,
+            features={rule.feature: _feature(movies, rule) for rule in rules if rule.labels},
+            ids=movies.ids.values,
+            width=matrix.shape[1],
+            constant=bias is not None,
+            model=path,
+            output=output,
+            signature=signature,
+        )
+        proven = prove(served, lambda: model.plain(rules), say)
+        if proven.limit is not None:
+            notes.append(
+                f"psi is a mean of one vector per movie, but only of the newest {proven.limit}, since the "
+                "input of the model has no room for more: with an input of any length Qdrant could compute it"
+            )
+        yield Source(
+            matrix if bias is None else np.column_stack([matrix, bias]),
+            proven.tower,
+            _SERVED_BY[model.kind] if proven.tower is served else "numpy",
+            [*model.notes, *notes],
+            declaration,
+            proven.difference,
+            {"vectors": name, "tower": _named(tower)},
+        )
+
+
+def open_model(tower: Any, *, output: str | None, signature: str | None) -> TowerModel:
+    """Return the model of a file, a folder, a living keras.Model or the bytes of an ONNX model.
+
+    Raises NotFoundError where there is none, UsageError where it is of no kind that can be read.
+    """
+    if isinstance(tower, bytes) or Path(str(tower)).suffix.lower() == ".onnx":
+        from embedstore.importing.onnx_model import OnnxModel
+
+        return OnnxModel(tower if isinstance(tower, bytes) else Path(tower), output=output)
+    refuse_pickle(str(tower))
+    from embedstore.importing.keras_model import open_keras
+
+    return open_keras(Path(tower) if isinstance(tower, str) else tower, output=output, signature=signature)
+
+
+def labels_of(feature: str, movie: Movie) -> Sequence[str]:
+    """Return what a movie has of genres or years."""
+    if feature == "genres":
+        return movie.genres
+    return [] if movie.year is None else [str(movie.year)]
+
+
+def _feature(movies: Movies, rule: InputRule) -> MovieFeature:
+    """Return the labels of every movie as rows of rule.labels, -1 where a label is none of them."""
+    row = {label: number for number, label in enumerate(rule.labels)}
+    values = [[row.get(label, -1) for label in labels_of(rule.feature, movie)] for movie in movies]
+    offsets = np.concatenate([[0], np.cumsum([len(part) for part in values])]).astype(np.int64)
+    flat = np.array([value for part in values for value in part], dtype=np.int64)
+    return MovieFeature(rule.feature, offsets, flat, rule.labels)
+
+
+def _places(movies: Movies, vocabulary: str, home: Path) -> tuple[Rows, int]:
+    """Return the place of every movie in a vocabulary, -1 where it has none, and how long that is."""
+    if vocabulary == "movies":
+        return movies.order.astype(np.int64), len(movies)
+    if vocabulary == "ascending":
+        return np.arange(len(movies)), len(movies)
+    ids = read_ids(home / vocabulary)
+    known = Vocabulary.of(ids)
+    if len(known) < ids.size:
+        raise UsageError(
+            f"{home / vocabulary} has an id twice; expected each once, in the order of the indices"
+        )
+    rows = known.rows(
+        movies.ids.values if known.integer == movies.ids.integer else movies.ids.values.tolist()
+    )
+    order = np.argsort(ids, kind="stable")  # of the rows of known
+    places = np.where(rows >= 0, order[rows], -1)
+    if not (places >= 0).any():
+        raise UsageError(f"{home / vocabulary} has none of the {len(movies):,} movies; expected their ids")
+    return places, int(ids.size)
+
+
+def _check_inputs(model: TowerModel, rules: Sequence[InputRule], size: int) -> None:
+    """Raise UsageError where rules are not those of the model's inputs, or their tables have other sizes.
+
+    size: of the vocabulary of movies.
+    """
+    given, asked = {rule.name for rule in rules}, {found.name for found in model.inputs}
+    for name in sorted(given ^ asked):
+        if name in asked:
+            raise UsageError(f"the model needs {name!r} and the declaration has no rule for it; add one")
+        raise UsageError(f"the declaration has a rule for {name!r}; the model has {', '.join(sorted(asked))}")
+    for rule in rules:
+        table = model.tables.get(rule.name)
+        if table is None or rule.form not in ("indices", "multi_hot"):
+            continue
+        n = size if rule.feature == "movies" else len(rule.labels)
+        others = [rule.unknown] if rule.unknown is not None else []
+        if rule.form == "indices" and isinstance(rule.padding, int):
+            others.append(rule.padding)
+        expected = max(rule.first + n, *(other + 1 for other in others), 0)
+        if table != expected:
+            raise UsageError(
+                f"input {rule.name!r} goes into a table of {table:,} rows, the declaration has indices up to "
+                f"{expected - 1:,}: the vocabulary of {n:,} {rule.feature} is "
+                f"{'shorter' if expected < table else 'longer'} than the table, correct it or its first"
+            )
+
+
+def _vectors_of(
+    model: TowerModel, vectors: Array | str | Path | None, movies: Movies, rules: Sequence[InputRule]
+) -> tuple[Matrix, Matrix | None, str, list[str]]:
+    """Return V and its bias in the order of a run, where it was found, and what to say of it."""
+    if vectors is not None and not str(vectors).startswith(IN_MODEL):
+        found = read_vectors(vectors)
+        _check_rows(found.array, movies, found.name)
+        _check_width(found.array.shape[1], model, found.name)
+        return movies.rows(found.array), None, _named(vectors), list(found.notes)
+    shapes = model.candidates()
+    n = len(movies)
+    name = _only_one(shapes, n, model.width) if vectors is None else str(vectors).removeprefix(IN_MODEL)
+    rows = next((side for side in shapes.get(name, ()) if n <= side <= n + _PADDING), n)
+    matrix, bias = model.matrix(name, rows)
+    first = next(
+        (rule.first for rule in rules if rule.feature == "movies" and rule.form == "indices"), rows - n
+    )
+    notes = []
+    if rows > n:
+        matrix = matrix[first : first + n]
+        bias = None if bias is None else bias[first : first + n]
+        notes.append(f"V is rows {first} to {first + n - 1} of {name}: what is before or after is no movie")
+    if len(matrix) != n:
+        raise UsageError(
+            f"{name} has {rows:,} rows, of which {n:,} from {first} on are no movies; give V as a file"
+        )
+    _check_width(matrix.shape[1], model, name)
+    if bias is not None:
+        notes.append(
+            f"the bias of {name} is one more dimension of V, of which psi is 1: scores are the logits"
+        )
+        bias = movies.rows(bias)
+    return movies.rows(matrix), bias, f"{IN_MODEL}{name}", notes
+
+
+def _only_one(shapes: Mapping[str, tuple[int, int]], n: int, width: int | None) -> str:
+    """Return the name of the only weight that may be V. Raises UsageError where it cannot be told."""
+    fitting = [
+        name
+        for name, (first, second) in shapes.items()
+        if (n <= first <= n + _PADDING and width in (None, second))
+        or (n <= second <= n + _PADDING and width in (None, first))
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    if width is not None and n <= width <= n + _PADDING:
+        raise UsageError(
+            f"the model gives {width:,} numbers, the scores of all movies rather than psi; name the layer "
+            "before with --output, and the layer of the scores with --vectors model:NAME"
+        )
+    said = "no weight" if not fitting else f"{len(fitting)} weights ({', '.join(fitting[:5])})"
+    wanted = f"({n:,}, {width or 'width of psi'})"
+    raise UsageError(
+        f"the model has {said} of the shape of V, {wanted}; name it with --vectors model:NAME or a file"
+    )
+
+
+def _check_rows(array: Matrix, movies: Movies, name: str) -> None:
+    from embedstore.importing.vectors import check_ids
+
+    check_ids(movies.ids.values, len(array), array.shape[1])
+
+
+def _check_width(width: int, model: TowerModel, name: str) -> None:
+    if model.width is not None and model.width != width:
+        raise UsageError(
+            f"{name} has width {width} and psi of the model {model.width}; expected the same, name the layer "
+            "or output that is psi with --output"
+        )
+
+
+def _named(source: Any) -> str:
+    """Return what a manifest calls a source: its file without the folder."""
+    return Path(str(source)).name if isinstance(source, str | Path) else type(source).__name__

@@ -1,0 +1,155 @@
+"""The user tower of a run, from a model that was trained elsewhere, and the proof that it is the model's.
+
+A mean of one row per movie is found by what the model answers, a plain stack by its weights. Both are
+compared with the model on random histories before they are used; all else is served by the model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from embedstore.data.features import Bags, Rows
+from embedstore.errors import DataError
+from embedstore.importing.model import Matrix, PlainStack
+from embedstore.runs.declaration import InputRule
+from embedstore.runs.served import ServedTower
+from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature, TowerInput
+
+__all__ = ["N_HISTORIES", "TOLERANCE", "Proven", "prove", "random_histories"]
+
+N_HISTORIES: Final = 1000
+LONGEST: Final = 2000
+TOLERANCE: Final = 1e-5  # of the largest value of a dimension: what float32 loses in a model, not in ours
+_FEW = 20
+_NOISE = 1e-6  # of the largest value of all: what is smaller may be nothing but cancellation
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A tower that answers as the model does.
+
+    difference: the largest from the model, of the largest value of its dimension, on 1,000 random
+    histories; None where the model itself answers. limit: the movies of a history beyond which an else
+    additive model is none, since its input has no room for more.
+    """
+
+    tower: AdditiveTower | DenseTower | ServedTower
+    difference: float | None = None
+    limit: int | None = None
+
+
+def random_histories(n_movies: int, count: int, *, longest: int = LONGEST, seed: int = 0) -> Bags:
+    """Return count histories of 1 to longest different movies, as many short ones as long ones."""
+    rng = np.random.default_rng(seed)
+    most = min(longest, n_movies)
+    sizes = np.concatenate([[1, most], (most ** rng.random(count - 2)).astype(np.int64)])
+    return Bags.of(rng.choice(n_movies, size, replace=False) for size in sizes.tolist())
+
+
+def prove(model: ServedTower, stack: Callable[[], PlainStack | None], say: Say) -> Proven:
+    """Return the fastest tower that answers as model does: a mean, a plain stack, or model itself.
+
+    stack: what the model looks like by its weights, asked where it is not additive.
+
+    Raises DataError where the model answers a history with NaN or infinity.
+    """
+    n, room = len(model.ids), _room(model.rules)
+    say("comparing psi with the mean of psi of single movies")
+    few = random_histories(n, _FEW, longest=room or LONGEST, seed=1)
+    answers = _answers(model, few)
+    if room and (model.positions >= 0).all():
+        used, places = np.unique(few.rows, return_inverse=True)
+        means = AdditiveTower(_singles(model, used)).batch(Bags(places, few.offsets))
+        if _difference(means, answers) <= TOLERANCE:
+            rows = _singles(model, np.arange(n))
+            limited = room < min(LONGEST, n)
+            mean = DenseTower([TowerInput("movies", rows, newest=room)]) if limited else AdditiveTower(rows)
+            if (difference := _compared(mean, model, say)) <= TOLERANCE:
+                return Proven(mean, difference, limit=room if limited else None)
+    say("looking for a plain stack in the weights of the model")
+    found = stack()
+    dense = None if found is None else _dense(found, model)
+    if dense is not None and _difference(dense.batch(few), answers) <= TOLERANCE:
+        difference = _compared(dense, model, say)
+        if difference <= TOLERANCE:
+            return Proven(dense, difference)
+    return Proven(model)
+
+
+def _compared(tower: AdditiveTower | DenseTower, model: ServedTower, say: Say) -> float:
+    """Return the largest difference of tower from model on 1,000 random histories."""
+    say(f"comparing the tower with the model on {N_HISTORIES:,} histories")
+    histories = random_histories(len(model.ids), N_HISTORIES)
+    return _difference(tower.batch(histories), _answers(model, histories))
+
+
+def _room(rules: Sequence[InputRule]) -> int:
+    """Return how many movies of a history the model is told of, the newest; 0 where these are the oldest."""
+    limits = [rule for rule in rules if rule.feature == "movies" and rule.length is not None]
+    if any(rule.keep == "oldest" for rule in limits):
+        return 0
+    return min((rule.length for rule in limits if rule.length is not None), default=LONGEST)
+
+
+def _answers(model: ServedTower, histories: Bags) -> Matrix:
+    psi = model.batch(histories)
+    finite = np.isfinite(psi).all(axis=1)
+    if not finite.all():
+        size = int(histories.sizes[int(np.argmin(finite))])
+        raise DataError(f"the model gives NaN or infinity for a history of {size} movies; train it again")
+    return psi
+
+
+def _singles(model: ServedTower, rows: Rows) -> Matrix:
+    """Return psi of histories of one movie each."""
+    return _answers(model, Bags(rows, np.arange(rows.size + 1)))
+
+
+def _difference(found: Matrix, expected: Matrix) -> float:
+    """Return the largest difference, relative to the largest value of its dimension."""
+    largest = np.abs(expected).max(axis=0)  # (embedding_dim,)
+    scale = np.maximum(largest, _NOISE * largest.max()).astype(np.float64)
+    differences = np.abs(found.astype(np.float64) - expected) / np.where(scale > 0, scale, 1)
+    return float(differences.max())
+
+
+def _dense(stack: PlainStack, model: ServedTower) -> DenseTower | None:
+    """Return stack over the movies of model, None where a DenseTower has no such inputs."""
+    rules = {rule.name: rule for rule in model.rules}
+    inputs: list[TowerInput] = []
+    features: dict[str, MovieFeature] = {}
+    for part in stack.inputs:
+        rule = rules[part.name]
+        if any(done.feature == rule.feature for done in inputs):
+            return None
+        if rule.feature == "movies":
+            indices = model.positions + rule.first
+            if rule.unknown is None and (model.positions < 0).any():
+                return None
+            indices = np.where(model.positions >= 0, indices, rule.unknown or 0)
+            newest = rule.length if rule.length is not None and rule.length < len(indices) else None
+            inputs.append(TowerInput("movies", part.table[indices], part.pooling, newest=newest))
+            continue
+        own = np.arange(len(rule.labels)) + rule.first
+        feature, labels = model.features[rule.feature], rule.labels
+        if rule.unknown is None:
+            feature = _without_unknown(feature)
+        else:
+            own, labels = np.append(own, rule.unknown), (*labels, "unknown")
+            values = np.where(feature.values < 0, len(rule.labels), feature.values)
+            feature = replace(feature, values=values)
+        features[rule.feature] = replace(feature, labels=labels)
+        inputs.append(TowerInput(rule.feature, part.table[own], part.pooling))
+    return DenseTower(inputs, stack.layers, model.constant, features)
+
+
+def _without_unknown(feature: MovieFeature) -> MovieFeature:
+    """Return feature without values that have no label."""
+    bags = Bags(feature.values, feature.offsets).where(feature.values >= 0)
+    return replace(feature, offsets=bags.offsets, values=bags.rows)

@@ -186,6 +186,25 @@ def restore(collection: str, runs_dir: Path, store_location: str, alias: str, *,
         click.echo(f"{escape(report.path)}: is there already, with the content of {report.collection}")
 
 
+@runs.command("allow")
+@click.argument("run", default="latest")
+@runs_option
+def allow_(run: str, runs_dir: Path) -> None:
+    """Let the Keras model or SavedModel that computes psi of RUN (default: latest) run, as you.
+
+    Such a model is a program: with it, whoever made it can read and write the files that you can. An import
+    allows its own; a run that was made elsewhere asks for this, once for each model and user. Runs whose psi
+    NumPy or onnxruntime computes need it not.
+    """
+    from embedstore.runs.consent import allow, is_program
+
+    manifest = find_run(runs_dir, run).manifest
+    if not is_program(manifest):
+        click.echo(f"psi of run {manifest.run_id} is computed by no program: there is nothing to allow")
+        return
+    click.echo(f"the model of run {manifest.run_id} may run, noted in {escape(str(allow(manifest)))}")
+
+
 @runs.command("rm")
 @click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Remove also what an alias of the store serves.")

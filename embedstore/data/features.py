@@ -118,6 +118,10 @@ class Bags(NamedTuple):
         bounds = np.concatenate([[0], np.cumsum(mask)]).astype(np.int64)
         return Bags(self.rows[mask], bounds[self.offsets])
 
+    def of_users(self, mask: npt.NDArray[np.bool_]) -> Bags:
+        """Return the bags of the users that mask, shape (n_users,), marks."""
+        return Bags(self.rows[np.repeat(mask, self.sizes)], np.append(0, np.cumsum(self.sizes[mask])))
+
     def part(self, start: int, stop: int) -> Bags:
         """Return the bags start .. stop - 1."""
         offsets = self.offsets[start : stop + 1]

@@ -247,7 +247,7 @@ def _ask(
     parts: list[list[Lists]] = [[np.zeros((0, width), np.int64)] for _ in asked]
     n_left_out = 0
     while batch := list(islice(histories, _PEOPLE)):
-        known = [[(run.movies.rows(history) >= 0).any() for run, _ in asked] for history in batch]
+        known = [[_answers(run, history) for run, _ in asked] for history in batch]
         kept = [history for history, by in zip(batch, known, strict=True) if all(by)]
         answers = [ask(kept) for _, ask in asked]
         some = [row for row in range(len(kept)) if all(answer[row] for answer in answers)]
@@ -258,6 +258,12 @@ def _ask(
                 to[: len(answer[row])] = movies.rows(answer[row])
             part.append(lists)
     return [np.concatenate(part) for part in parts], n_left_out
+
+
+def _answers(run: Run, history: History) -> bool:
+    """Whether psi of run can be made of a history."""
+    rows = run.movies.rows(history)
+    return bool(run.tower.knows(Bags.of([rows[rows >= 0]]))[0])
 
 
 def _overlap(before: Lists, after: Lists) -> dict[str, Any]:

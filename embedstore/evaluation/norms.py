@@ -14,9 +14,10 @@ from embedstore.evaluation.metrics import CatalogFacts, measure
 from embedstore.evaluation.serving import rank_unknown
 from embedstore.runs.debias import norms_of
 from embedstore.runs.run import Run
+from embedstore.runs.served import ServedTower
 from embedstore.runs.tower import AdditiveTower, DenseTower
 
-__all__ = ["Decile", "Norms", "norms"]
+__all__ = ["Decile", "Norms", "correlation", "norms"]
 
 SHOWN = ("coverage@10", "gini@10", "coverage@100", "gini@100")
 
@@ -76,8 +77,8 @@ def norms(run: Run) -> Norms:
     return Norms(
         reference=run.reference,
         n_movies=len(run.movies),
-        correlation=_correlation(lengths, popularity),
-        correlation_without_bias=_correlation(norms_of(vectors[:, :-1]), popularity) if biased else None,
+        correlation=correlation(lengths, popularity),
+        correlation_without_bias=correlation(norms_of(vectors[:, :-1]), popularity) if biased else None,
         deciles=[
             Decile(
                 n_movies=int(part.size),
@@ -100,10 +101,11 @@ def _has_bias(run: Run) -> bool:
     tower = run.tower
     if isinstance(tower, AdditiveTower):
         return bool(np.ptp(tower.history_vectors[:, -1]) == 0)
-    return isinstance(tower, DenseTower) and tower.constant
+    return isinstance(tower, DenseTower | ServedTower) and tower.constant
 
 
-def _correlation(lengths: npt.NDArray[np.float64], popularity: Rows) -> float | None:
+def correlation(lengths: npt.NDArray[np.float64], popularity: Rows) -> float | None:
+    """Return the correlation of the logarithms, where both are positive; None where it is not defined."""
     some = (lengths > 0) & (popularity > 0)
     x, y = np.log(lengths[some]), np.log(popularity[some])
     if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
@@ -119,6 +121,7 @@ def _lists(run: Run) -> Iterator[Rows]:
     step = max(1, _BATCH_FLOATS // len(run.movies))
     for start in range(0, picked.size, step):
         histories = [run.history(user_id) for user_id in run.users.ids(picked[start : start + step])]
-        bags = Bags.of(rows for rows in histories if rows.size)
+        bags = Bags.of(histories)
+        bags = bags.of_users(run.tower.knows(bags))
         if len(bags):
             yield rank_unknown(run.tower.batch(bags) @ run.movie_vectors.T, bags, _LONGEST)

@@ -109,7 +109,7 @@ def scorer_of(model: Model, movies: Vocabulary) -> Scorer:
     """Return the scorer psi(X) . V_j over movies, which may be others than those of model.
 
     Movies are matched by id. One that model does not know is never ranked, and has no part in
-    psi; a user of whom it knows no movie is ranked nothing.
+    psi, as one that only its tower does not know; a user of whom that knows no movie is ranked nothing.
 
     Raises UsageError where they have no movie in common.
     """
@@ -118,18 +118,20 @@ def scorer_of(model: Model, movies: Vocabulary) -> Scorer:
     known = rows >= 0
     if not known.any():
         raise UsageError(f"none of the {len(movies):,} movies of the data set is known to the run")
-    if np.array_equal(rows, np.arange(len(own))):
+    asked = known.copy()  # what psi can be made of
+    asked[known] = tower.knows(Bags(rows[known], np.arange(known.sum() + 1)))
+    if asked.all() and np.array_equal(rows, np.arange(len(own))):
         return vector_scorer(tower.batch, movie_vectors)
     vectors = movie_vectors[rows[known]]
 
     def score(batch: Batch) -> npt.NDArray[np.float32]:
         bags = batch.known
-        kept = known[bags.rows]
-        found = bags.where(kept)
+        found = bags.where(asked[bags.rows])
         some = found.sizes > 0
         scores = np.full((len(bags), known.size), -np.inf, dtype=np.float32)
         if some.any():
-            psi = tower.batch(Bags(rows[found.rows], found.offsets[np.append(True, some)]))
+            found = found.of_users(some)
+            psi = tower.batch(Bags(rows[found.rows], found.offsets))
             scores[np.ix_(some, known)] = psi @ vectors.T
         return scores
 
@@ -171,12 +173,16 @@ def rank_by(scorer: Scorer, question: Question, *, k: int) -> Rows:
 def rank_in_store(run: Run, store: Store, collection: str, question: Question, *, k: int) -> Rows:
     """Return what `query` answers to every user asked, (n_users, k), -1 where fewer are found.
 
-    The query vector is psi of the known movies, which are excluded. Raises what recommend raises.
+    The query vector is psi of the known movies, which are excluded; a user of whose known movies it cannot
+    be made finds nothing. Raises what recommend raises.
     """
     known, movies = question.held_out.known, movies_of(question.data)
-    people = (Person(history=movies.ids(known.part(user, user + 1).rows)) for user in range(len(known)))
+    rows = run.movies.rows(movies.values)[known.rows]
+    asked = np.flatnonzero(run.tower.knows(Bags(rows, known.offsets).where(rows >= 0)))
+    people = (Person(history=movies.ids(known.part(user, user + 1).rows)) for user in asked.tolist())
     ranked = np.full((len(known), k), -1, dtype=np.int64)
-    for row, answer in enumerate(recommend_batch(run, store, people, k=k, collection=collection)):
+    answers = recommend_batch(run, store, people, k=k, collection=collection)
+    for row, answer in zip(asked.tolist(), answers, strict=True):
         found = movies.rows([movie.movie_id for movie in answer.recommendations])
         ranked[row, : found.size] = found
     return ranked

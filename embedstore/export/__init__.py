@@ -19,8 +19,10 @@ from typing import Any
 
 from embedstore.errors import EmbedstoreError, UsageError
 from embedstore.export.gate import check, random_histories
-from embedstore.export.tables import tables_of
+from embedstore.export.served import check_formats, copy, inputs_of
+from embedstore.export.tables import Psi, TowerTables, tables_of
 from embedstore.runs.run import Run
+from embedstore.runs.served import ServedTower
 
 __all__ = ["FORMATS", "VOCABULARY", "ExportReport", "ExportedFormat", "export_run", "require"]
 
@@ -73,7 +75,8 @@ def export_run(run: Run, formats: Sequence[str], output: Path, *, force: bool = 
     """Write the tower of run in each of formats (onnx, saved-model, npz) into the folder output.
 
     The folder must be new or empty, or an export that force replaces. Each format is read back and
-    compared with the tower on random histories first; where one differs, nothing is written.
+    compared with the tower on random histories first; where one differs, nothing is written. A run whose
+    psi its own model computes is exported as that model alone.
 
     Raises UsageError for a package that is missing or a folder that is in use, RunError for a run
     without tower, VerificationError for a difference.
@@ -82,20 +85,23 @@ def export_run(run: Run, formats: Sequence[str], output: Path, *, force: bool = 
         require(name)
     folder = output.resolve()
     _check_free(folder, force=force)
-    tables = tables_of(run)
+    tower = run.tower
+    if isinstance(tower, ServedTower):
+        check_formats(run, tower, formats)
+    source = tower if isinstance(tower, ServedTower) else tables_of(run)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
         histories = random_histories(len(run.movies))
+        histories = histories.of_users(tower.knows(histories))
         made = []
         for name in formats:
-            module = importlib.import_module(f"{__name__}.{FORMATS[name].module}")
             paths = [temporary / file for file in FORMATS[name].files]
-            module.write(tables, paths[0])
-            difference = check(name, module.load(paths[0]), run.tower, histories, width=tables.width)
+            psi = _written(run, source, name, paths[0])
+            difference = check(name, psi, tower, histories, width=source.width)
             size = sum(_size(path) for path in paths)
             made.append(ExportedFormat(name, FORMATS[name].files, size, difference))
-        content = json.dumps(_vocabulary(run), ensure_ascii=False) + "\n"
+        content = json.dumps(_vocabulary(run, source), ensure_ascii=False) + "\n"
         (temporary / VOCABULARY).write_text(content, encoding="utf-8")
         _move(temporary, folder)
     except OSError as error:
@@ -148,13 +154,28 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _vocabulary(run: Run) -> dict[str, Any]:
-    return {
-        "schema": 1,
+def _written(run: Run, source: TowerTables | ServedTower, name: str, path: Path) -> Psi:
+    """Write source in the format name, and return psi as it is read back."""
+    if isinstance(source, ServedTower):
+        return copy(run, source, path)
+    module = importlib.import_module(f"{__name__}.{FORMATS[name].module}")
+    module.write(source, path)
+    psi: Psi = module.load(path)
+    return psi
+
+
+def _vocabulary(run: Run, source: TowerTables | ServedTower) -> dict[str, Any]:
+    told = {
         "run_id": run.run_id,
         "fingerprint": run.fingerprint,
         "embedding_dim": run.embedding_dim,
         "n_movies": len(run.movies),
+    }
+    if isinstance(source, ServedTower):
+        return {"schema": 2, **told, **inputs_of(source), "movie_ids": run.movies.values.tolist()}
+    return {
+        "schema": 1,
+        **told,
         "input": {"name": "rows", "dtype": "int64", "shape": ["n_users", "length"], "padding": -1},
         "output": {"name": "psi", "dtype": "float32", "shape": ["n_users", run.embedding_dim]},
         "unknown_movie": "leave it out, or give -1",

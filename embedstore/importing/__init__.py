@@ -138,7 +138,7 @@ def _sealed(
 ) -> Imported:
     """Check what was found, and write the run."""
     say("checking the vectors" if ratings is None else "measuring the model on the ratings")
-    checked = check(movies.ids, source.movie_vectors, source.tower, ratings)
+    checked = check(movies.ids, source.movie_vectors, source.tower, ratings, order=movies.order)
     serious = next((finding for finding in checked.findings if finding.serious), None)
     if serious is not None and not anyway:
         raise VerificationError(f"{serious.text}; nothing was imported, --anyway imports it as it is")

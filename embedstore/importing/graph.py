@@ -232,13 +232,10 @@ class Graph:
         while waiting:
             indices = waiting.pop()
             for op in indices.consumers():
-                known = len(op.inputs) > 1 and op.inputs[1 if op.type == "MatMul" else 0]
-                is_gather = op.type == "GatherV2" and op.inputs[1] is indices
-                is_product = (
-                    op.type == "MatMul" and op.inputs[0] is indices and not op.get_attr("transpose_b")
-                )
-                if (is_gather or is_product) and known.shape.rank == 2 and not self._of(known):
-                    return known
+                if op.type == "GatherV2" and op.inputs[1] is indices and _width(op.inputs[0]) is not None:
+                    return op.inputs[0]
+                if op.type == "MatMul" and op.inputs[0] is indices and not op.get_attr("transpose_b"):
+                    return op.inputs[1]
                 if op.type in _INDICES and op.name not in seen:
                     seen.add(op.name)
                     waiting.append(op.outputs[0])
@@ -340,9 +337,14 @@ class Graph:
         joined = _side_by_side(stacks)
         if len(stacks) == len(parts):
             return joined
-        kernel = np.zeros((joined.width, bias.size))
-        kernel[np.arange(joined.width), np.concatenate(places)] = 1
-        return joined.then(_Step(tensor, "kernel", kernel)).then(_Step(tensor, "shift", bias))
+        *before, last = [*joined.layers, _Layer.idle(joined.width)]
+        if before and before[-1].activation == "linear":
+            last = before.pop()
+        columns = np.concatenate(places)
+        kernel = np.zeros((len(last.kernel), bias.size))
+        kernel[:, columns] = last.square()
+        bias[columns] = last.bias
+        return _Stack(joined.inputs, [*before, _Layer(kernel, bias)])
 
     def _pooled(self, tensor: tf.Tensor, rules: Mapping[str, InputRule]) -> _Stack:
         """Return tensor as one pooled input. Raises _UnfitError where it does not behave like one."""

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,7 @@ class KerasModel:
     """A TowerModel of a Keras model or a SavedModel.
 
     weights: the variables by their paths, such as dense/kernel. call: inputs by name to psi. trace: the same
-    as a graph. copy: writes the model to the path that it is given. held: what call needs to be kept alive.
+    as a graph. copy: writes the model to the path that it is given.
     """
 
     kind: str
@@ -50,7 +51,6 @@ class KerasModel:
     call: Callable[[Mapping[str, npt.NDArray[Any]]], Any]
     trace: Callable[[], _Traced]
     copy: Callable[[Path], object]
-    held: object = None
 
     @cached_property
     def notes(self) -> Sequence[str]:
@@ -127,7 +127,9 @@ class KerasModel:
         """Return the path of the one matrix that name stands for."""
         wide = [path for path, weight in self.weights.items() if _is_matrix(weight)]
         fits = [path for path in wide if path == name] or [
-            path for path in wide if f"/{_layer(path)}".endswith(f"/{name}")
+            path
+            for path in wide
+            if f"/{path}".endswith(f"/{name}") or f"/{_layer(path)}".endswith(f"/{name}")
         ]
         if len(fits) != 1:
             found = f"{len(fits)} matrices ({', '.join(fits)})" if fits else "no matrix"
@@ -268,16 +270,18 @@ def _keras_model(
 
 def _exported(model: Any, weights: Mapping[str, Any]) -> KerasModel:
     """Return model as a SavedModel, with the weights of what it is a part of."""
-    folder = TemporaryDirectory(prefix="embedstore-")
+    folder = Path(mkdtemp(prefix="embedstore-"))
     try:
-        model.export(folder.name, verbose=False)
+        model.export(folder, verbose=False)
     except Exception as error:
-        folder.cleanup()
+        shutil.rmtree(folder)
         raise UsageError(
             f"the model is a {type(model).__name__} that cannot become a SavedModel ({_said(error)}); call "
             "it once on a batch, so that it knows its inputs, or give a SavedModel of it"
         ) from error
-    return replace(_saved_model(Path(folder.name), None, None), weights=weights, held=folder)
+    exported = replace(_saved_model(folder, None, None), weights=weights)
+    finalize(exported, shutil.rmtree, folder, ignore_errors=True)
+    return exported
 
 
 def _psi(model: Any, output: str | None) -> Any:
@@ -297,7 +301,11 @@ def _psi(model: Any, output: str | None) -> Any:
     tensors = reached.get(output) or [tensor for name, tensor in named if name == output]
     if not tensors:
         inputs = {tensor.name for tensor in model.inputs}
-        layers = [name for name, made in reached.items() if len(made[0].shape) == 2 and name not in inputs]
+        layers = [
+            name
+            for name, (first, *_) in reached.items()
+            if len(first.shape) == 2 and "float" in first.dtype and name not in inputs
+        ]
         raise UsageError(f"the model has no layer {output!r}; expected one of {', '.join(reversed(layers))}")
     if len(tensors) > 1:
         raise UsageError(

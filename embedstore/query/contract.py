@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedstore.data.features import MovieId
+from embedstore.data.features import Bags, MovieId
 from embedstore.query.recommend import embed, recommendations_of
 from embedstore.query.snippets import LANGUAGES, LIMIT, PAGE, RECIPES, Values, snippet
 from embedstore.runs.run import Run
@@ -178,7 +178,7 @@ def describe(store: Store, alias: str, run: Run | None, endpoint: Endpoint) -> C
 def _user(run: Run, store: Store, collection: str) -> Example:
     """Return a user with a history of a handy length."""
     some = run.users.ids(np.arange(min(len(run.users), _MANY_USERS)))
-    rated = [user_id for user_id in some if run.history(user_id).size]
+    rated = [user_id for user_id in some if run.tower.knows(Bags.of([run.history(user_id)]))[0]]
     if not rated:
         return _popular(store, collection, store.metadata(collection))
     user_id = min(rated, key=lambda user: abs(run.history(user).size - _FEW_MOVIES))

@@ -121,7 +121,7 @@ def read_people(
     be answered is handed to skip and left out.
 
     Raises, where skip is None, DataError for a line that is not such a person, NotFoundError for an
-    unknown user and UsageError for a history without a known movie, each with file and line.
+    unknown user and UsageError for one without a known movie, each with file and line.
     """
     json_lines = path.suffix.lower() in (".jsonl", ".ndjson")
     read = _json_person if json_lines else parse_user
@@ -133,6 +133,7 @@ def read_people(
                     continue
                 try:
                     person = read(text, run)
+                    known_rows(run, person)
                 except EmbedstoreError as error:
                     placed = type(error)(f"{path}, line {number}: {error}")
                     if skip is None:
@@ -158,9 +159,7 @@ def _json_person(text: str, run: Run) -> Person:
     history = content.get("history") if isinstance(content, dict) else None
     if not isinstance(history, list) or not all(isinstance(movie_id, int | str) for movie_id in history):
         raise DataError('expected a JSON object with "user_id" or with "history", a list of movie ids')
-    person = Person(history=[_movie_id(str(movie_id), run.movies) for movie_id in history])
-    known_rows(run, person)
-    return person
+    return Person(history=[_movie_id(str(movie_id), run.movies) for movie_id in history])
 
 
 def _movie_id(text: str, movies: Vocabulary) -> MovieId:

@@ -449,7 +449,7 @@ def known_rows(run: Run, person: Person) -> tuple[Rows, list[MovieId]]:
         rows = run.history(person.user_id)
         if not rows.size:
             raise UsageError(f"user {person.user_id} has rated nothing that run {run.run_id} knows")
-        return rows, []
+        return _taken(run, rows, f"user {person.user_id}"), []
     given = list(dict.fromkeys(person.history or ()))
     if not given:
         raise UsageError("the history is empty; expected at least one movie id")
@@ -460,7 +460,17 @@ def known_rows(run: Run, person: Person) -> tuple[Rows, list[MovieId]]:
             f"none of the {len(given)} movies of the history is known to run {run.run_id}; "
             "expected ids of the catalog that it was trained on"
         )
-    return found[found >= 0], unknown
+    return _taken(run, found[found >= 0], "the history"), unknown
+
+
+def _taken(run: Run, rows: Rows, whose: str) -> Rows:
+    """Return rows. Raises UsageError where the tower of run knows none of them."""
+    if not run.tower.knows(Bags.of([rows]))[0]:
+        raise UsageError(
+            f"none of the {rows.size} movies of {whose} is in the vocabulary of the model that computes "
+            f"psi of run {run.run_id}; expected one of those that it was trained on"
+        )
+    return rows
 
 
 def _who(person: Person) -> dict[str, Any]:

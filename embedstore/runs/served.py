@@ -22,7 +22,17 @@ from embedstore.runs.manifest import sync_path
 from embedstore.runs.quiet import start_tensorflow
 from embedstore.runs.tower import Matrix, MovieFeature, Terms
 
-__all__ = ["FILES", "Kind", "ServedTower", "Session", "open_session", "require", "session_of", "write_served"]
+__all__ = [
+    "FILES",
+    "NAMES",
+    "Kind",
+    "ServedTower",
+    "Session",
+    "open_session",
+    "require",
+    "session_of",
+    "write_served",
+]
 
 Kind = Literal["onnx", "keras", "saved_model"]
 Array = npt.NDArray[Any]
@@ -37,7 +47,7 @@ FILES: Final[Mapping[str, str]] = {  # by kind: the file of a run, or the folder
     "keras": "tower/model.keras",
     "saved_model": "tower/saved_model",
 }
-_NAMES = {"onnx": "ONNX model", "keras": "Keras model", "saved_model": "SavedModel"}
+NAMES = {"onnx": "ONNX model", "keras": "Keras model", "saved_model": "SavedModel"}
 _PACKAGES = {"onnx": "onnxruntime", "keras": "tensorflow", "saved_model": "tensorflow"}
 
 _BATCH_FLOATS = 1 << 22  # of the inputs of one call, 16 MB in float32
@@ -50,7 +60,7 @@ def require(kind: str) -> None:
     package = _PACKAGES[kind]
     if find_spec(package) is None:
         raise UsageError(
-            f"psi is computed by {'an' if kind == 'onnx' else 'a'} {_NAMES[kind]}, which needs {package}; "
+            f"psi is computed by {'an' if kind == 'onnx' else 'a'} {NAMES[kind]}, which needs {package}; "
             f"install with `pip install {package}`"
         )
 
@@ -82,7 +92,7 @@ def open_session(
     except EmbedstoreError:
         raise
     except Exception as error:  # these libraries raise anything of a file that is not theirs
-        raise UsageError(f"the {_NAMES[kind]} cannot be opened: {_said(error)}") from error
+        raise UsageError(f"the {NAMES[kind]} cannot be opened: {_said(error)}") from error
 
     return session_of(kind, run, size)
 
@@ -100,12 +110,12 @@ def session_of(kind: str, run: _Call, size: int | None = None) -> Session:
                 psi = psi.astype(np.float32)
         except Exception as error:
             raise RunError(
-                f"the {_NAMES[kind]} refuses what its declaration makes of a history: {_said(error)}"
+                f"the {NAMES[kind]} refuses what its declaration makes of a history: {_said(error)}"
             ) from error
         n = len(next(iter(feeds.values())))
         if psi.ndim != 2 or len(psi) != n or psi.dtype.kind != "f":
             raise RunError(
-                f"the {_NAMES[kind]} gives {psi.dtype} of shape {psi.shape} for {n} users; expected floating "
+                f"the {NAMES[kind]} gives {psi.dtype} of shape {psi.shape} for {n} users; expected floating "
                 f"numbers of shape ({n}, width): name another output, or embed users one by one"
             )
         return psi.astype(np.float32, copy=False)
@@ -257,7 +267,7 @@ class ServedTower:
             )
             if found.shape[1] != self.width:
                 raise RunError(
-                    f"the {_NAMES[self.kind]} gives {found.shape[1]} numbers a user; expected {self.width}"
+                    f"the {NAMES[self.kind]} gives {found.shape[1]} numbers a user; expected {self.width}"
                 )
             psi[users, : self.width] = found
         return psi
@@ -272,10 +282,7 @@ class ServedTower:
         for start in range(0, n, step):
             bags = Bags.of(np.delete(history, place) for place in range(start, min(start + step, n)))
             known = self.knows(bags)
-            kept = bags.where(np.repeat(known, bags.sizes))
-            without[start : start + step][known] = self.batch(
-                Bags(kept.rows, kept.offsets[np.append(True, known)])
-            )
+            without[start : start + step][known] = self.batch(bags.of_users(known))
         return Terms(psi - without, exact=False)
 
     def _groups(self, bags: Bags) -> Iterator[Rows]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedstore.data.features import Rows
+from embedstore.data.features import Bags, Rows
 from embedstore.errors import RunError, StoreError, StoreUnreachableError, VerificationError
 from embedstore.runs.run import Run
 from embedstore.stores.base import Filters, Progress, Store
@@ -228,7 +228,8 @@ def _user_vectors(run: Run) -> npt.NDArray[np.float32]:
         users = run.users.values[np.linspace(0, len(run.users) - 1, min(_USERS, len(run.users))).astype(int)]
         vectors = []
         for user_id in users.tolist():
-            if (history := run.history(user_id)[-_SCATTERED:]).size:
+            history = run.history(user_id)[-_SCATTERED:]
+            if run.tower.knows(Bags.of([history]))[0]:
                 vectors.append(run.tower(history))
                 run.release()
         if vectors:

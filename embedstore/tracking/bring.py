@@ -112,7 +112,10 @@ class _Artefact:
         try:
             yield
         except (RunError, KeyError) as error:
-            raise VerificationError(f"{self.told} is not as it was sealed: {error}") from error
+            raise VerificationError(
+                f"{self.told} is not what was sealed: {str(error).partition(';')[0]}; delete its MLflow run, "
+                "and log it again where the run is"
+            ) from error
 
 
 def _version_of(client: MlflowClient, name: str, alias: str | None, number: str | None) -> ModelVersion:

@@ -66,6 +66,8 @@ def open_client(tracking_uri: str | None, *, create: bool) -> Iterator[MlflowCli
         try:
             _look(uri, create=create)
             yield mlflow.MlflowClient(uri)
+        except ImportError as error:
+            raise UsageError(f"MLflow at {masked(uri)} needs a package that is missing: {error}") from error
         # None of these in the traceback: their texts hold the URI, and that may hold a password.
         except (MlflowException, RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
             raise _told(error, uri) from None
@@ -89,7 +91,7 @@ def artefacts(uri: str) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - boto, google, azure ...: no common root
-        raise StoreError(f"the artefacts at {masked(uri)}: {_line(error)}") from None
+        raise StoreError(f"the artefacts at {masked(uri)}: {_sentence(error)}") from None
 
 
 def absent(error: Exception) -> bool:
@@ -155,21 +157,29 @@ def _told(error: Exception, uri: str) -> EmbedstoreError:
     from sqlalchemy.exc import OperationalError
 
     code, where = getattr(error, "error_code", None), f"MLflow at {masked(uri)}"
-    causes = (error, error.__cause__, error.__context__)
+    chain = list(_chain(error))
     if code in _REFUSED:
         return StoreError(
-            f"{where} refuses: {_line(error)}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
-            "or MLFLOW_TRACKING_TOKEN"
+            f"{where} refuses ({_sentence(error)}); set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME "
+            "and MLFLOW_TRACKING_PASSWORD"
         )
-    if code in _AWAY or any(isinstance(cause, RequestException) for cause in causes):
-        return StoreUnreachableError(f"{where} does not answer ({_line(error)}); start it, or try again")
-    if isinstance(error, OperationalError) and not uri.startswith("sqlite"):
-        return StoreUnreachableError(f"{where} does not answer ({_line(error.orig or error)})")
+    away = isinstance(error, OperationalError) and not uri.startswith("sqlite")
+    if away or code in _AWAY or any(isinstance(cause, RequestException) for cause in chain):
+        return StoreUnreachableError(f"{where} does not answer ({_sentence(chain[-1])}); is it running?")
     if code == "INVALID_PARAMETER_VALUE":
-        return UsageError(f"{where} does not take this: {_line(error)}")
-    return StoreError(f"{where}: {_line(getattr(error, 'orig', None) or error)}")
+        return UsageError(f"{where} does not take this: {_sentence(error)}")
+    return StoreError(f"{where} fails: {_sentence(chain[-1])}")
 
 
-def _line(error: BaseException) -> str:
-    lines = masked(str(error)).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield error and what it came of, that last."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _sentence(error: BaseException) -> str:
+    """Return the first two sentences of an error: what is wrong, and often what to do, as one."""
+    text = "; ".join(" ".join(masked(str(error)).split()).split(". ")[:2])
+    return text.rstrip(".") or type(error).__name__

@@ -5,6 +5,7 @@ TensorFlow is imported when a training starts, by softmax.py and colab.py alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from embedstore.data.dataset import Dataset
 from embedstore.data.features import Bags
 from embedstore.errors import DataError, UsageError
-from embedstore.evaluation.baselines import LARGEST_EASE, ease, popularity
+from embedstore.evaluation.baselines import LARGEST_EASE, Scorer, ease, popularity
 from embedstore.evaluation.serving import evaluate, vector_scorer
 from embedstore.runs.writer import write_run
 from embedstore.training import cold
@@ -29,6 +30,7 @@ __all__ = [
     "Trained",
     "fit",
     "keras_psi",
+    "metrics_of",
     "train",
     "train_model",
 ]
@@ -89,7 +91,8 @@ def train_model(
     """Train and measure a model without writing it; see train."""
     data = prepare(dataset, config)
     fitted = fit(data, config, progress=progress, learn_validation=True, runs_dir=runs_dir)
-    return Trained(data, fitted, _metrics(data, fitted))
+    scorer = vector_scorer(fitted.tower.batch, fitted.movie_vectors)
+    return Trained(data, fitted, metrics_of(data, scorer, best=fitted.best))
 
 
 def fit(
@@ -166,8 +169,8 @@ def _with_cold(trained: Trained, config: TrainConfig, progress: Progress | None)
     return Trained(trained.data, fitted, {**trained.metrics, "cold": metrics})
 
 
-def _metrics(data: Prepared, fitted: Fitted) -> dict[str, Any]:
-    """Return the run's metrics on the test users, beside those of popularity and EASE.
+def metrics_of(data: Prepared, scorer: Scorer, *, best: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return a run's metrics on the test users, beside those of popularity and EASE; best: see Fitted.
 
     Both baselines learn from all users that are not tested, validation users too. EASE is left out
     (None) above 10,000 movies. Without a test user there are counts only.
@@ -181,11 +184,11 @@ def _metrics(data: Prepared, fitted: Fitted) -> dict[str, Any]:
             "test": int(data.split.test.size),
             "scored": len(data.test),
         },
-        "best": dict(fitted.best),
+        "best": dict(best or {}),
     }
     if not len(data.test):
         return metrics
-    metrics.update(evaluate(vector_scorer(fitted.tower.batch, fitted.movie_vectors), data.test).means())
+    metrics.update(evaluate(scorer, data.test).means())
     liked = data.bags_of(data.split.untested, liked_only=True)
     metrics["popularity"] = evaluate(popularity(liked, data.n_movies), data.test).means()
     metrics["ease"] = None

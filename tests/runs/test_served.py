@@ -278,7 +278,7 @@ def test_a_saved_model_of_several_signatures_lists_them(tmp_path: Path) -> None:
         UsageError, match="has 2 signatures; name the one that is psi with --signature: one, two"
     ):
         open_session("saved_model", tmp_path / "m")
-    with pytest.raises(UsageError, match="has 2 outputs; name the one that is psi with --output: psi, x"):
+    with pytest.raises(UsageError, match="has 2 outputs; name the one that is psi with --output: x, psi"):
         open_session("saved_model", tmp_path / "m", signature="two")
     session = open_session("saved_model", tmp_path / "m", signature="two", output="psi")
     assert session({"ids": np.array([[1, 2]])}).tolist() == [[-1, -2]]
@@ -357,7 +357,7 @@ def test_consent_that_cannot_be_written_is_one_sentence(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="which allows the model of a run, cannot be written: Not a directory"):
+    with pytest.raises(RunError, match="which lets a model run, cannot be written: Not a directory"):
         allow(served_run(tmp_path).manifest)
 
 

@@ -72,8 +72,8 @@ def mutated_runs(folder: Path, size: int) -> Count:
 
     Five small runs (an additive one, one with ids that are text, two with a dense tower, one of these with
     genres, and one whose psi an ONNX model computes) are changed in one or two of these ways, and their
-    digests made right again, so that the change gets past them: a value of a JSON file becomes another (of any type, huge, deep, not a number, half a
-    character, a path), the header of an array says something else, bytes and numbers become others, a file
+    digests made right again, so that the change gets past them: a value of a JSON file becomes another (of
+    any type, huge, deep, not a number, half a character, a path), the header of an array says something else, bytes and numbers become others, a file
     is cut, extended, swapped with another, or is a link, a pipe or a folder. Then: load, verify, tower,
     histories, catalog, scores of all movies, `similar`, debiasing, `runs list` and `runs show`, and of every
     twentieth run a sync and a query. What must hold: nothing but EmbedstoreError within 30 s, nothing is

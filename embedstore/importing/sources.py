@@ -138,9 +138,16 @@ def of_model(
         home, declaration = Path(declaration).parent, read_declaration(Path(declaration))
     else:
         home = Path()
+    told: list[str] = []
     if declaration is None:
         labels = {feature: movies.labels(feature) for feature in ("genres", "years")}
         declaration = infer(model.inputs, model.tables, n_movies=len(movies), labels=labels)
+        told += [
+            f"what the columns of {rule.name!r} hold cannot be told from the model: 1 was taken for every "
+            f"{rule.feature[:-1]} of the history; where they were divided, declare values as mean or l2"
+            for rule in declaration.inputs
+            if rule.form == "multi_hot"
+        ]
     rules = declaration.inputs
     places, size = _places(movies, declaration.vocabulary, home)
     _check_inputs(model, rules, size)
@@ -162,6 +169,13 @@ def of_model(
             signature=signature,
         )
         proven = prove(served, lambda: model.plain(rules), say)
+        for feature in proven.silent:
+            done = (
+                "this run can have none"
+                if proven.tower is served
+                else "this run takes zeros in place of its mean"
+            )
+            notes.append(f"the model answers NaN where no movie of a history has {feature}: {done}")
         if proven.limit is not None:
             notes.append(
                 f"psi is a mean of one vector per movie, but only of the newest {proven.limit}, since the "
@@ -171,7 +185,7 @@ def of_model(
             matrix if bias is None else np.column_stack([matrix, bias]),
             proven.tower,
             _SERVED_BY[model.kind] if proven.tower is served else "numpy",
-            [*model.notes, *notes],
+            [*model.notes, *told, *notes],
             declaration,
             proven.difference,
             {"vectors": name, "tower": _named(tower)},

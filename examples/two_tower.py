@@ -35,12 +35,11 @@ from keras import ops
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
 
-from embedstore import Run, TrainConfig, load, open_store, recommend, sync
+from embedstore import Run, TrainConfig, import_run, load, open_store, recommend, sync
 from embedstore.data.features import Bags, Ids, Rows
 from embedstore.data.splits import HeldOut, hide_ratings
 from embedstore.evaluation.baselines import Scorer, popularity
 from embedstore.evaluation.serving import evaluate, vector_scorer
-from embedstore.importing import import_run
 from embedstore.query.recommend import Answer
 from embedstore.training.prepared import Prepared, prepare
 

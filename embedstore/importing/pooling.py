@@ -19,8 +19,7 @@ __all__ = ["Branch"]
 _BAGS = 40
 _LONGEST = 40  # values of such a bag
 _NEAR = 1e-4  # of the largest number: the model computes in float32
-_BATCH_FLOATS = 1 << 22  # of one call, 16 MB
-_INDEX_FLOATS = 256  # what an index may become in the model
+_BATCH_FLOATS = 1 << 22  # of the inputs of one call, and of what comes out
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,11 @@ class Branch:
         return next(rule for rule in self.rules if rule.form not in ("mask", "length"))
 
     def table(self) -> Matrix:
-        """Return what the part gives for every index alone, (size, width)."""
-        step = _BATCH_FLOATS // _INDEX_FLOATS
-        starts = range(0, self.size, step)
-        alone = [np.arange(start, min(start + step, self.size)) for start in starts]
-        return np.concatenate([self._given(Bags(part, np.arange(part.size + 1))) for part in alone])
+        """Return what the part gives for every index alone, (size, width), zeros where that is NaN."""
+        step = max(1, _BATCH_FLOATS // (self.size if self.rule.form == "multi_hot" else 256))
+        alone = np.split(np.arange(self.size), range(step, self.size, step))
+        rows = [self._given(Bags(part, np.arange(part.size + 1))) for part in alone]
+        return np.nan_to_num(np.concatenate(rows).astype(np.float32, copy=False))
 
     def pooling(self, table: Matrix | None) -> Pooling | None:
         """Return how the part pools the rows of table, told by random bags; None where in none of the ways.
@@ -56,6 +55,8 @@ class Branch:
         values = np.arange(0 if self.rule.form == "ids" else self.rule.first, self.size)
         if self.rule.form != "multi_hot":
             values = values[values != self.rule.padding]
+        if not values.size:
+            return None
         movies = self.rule.feature == "movies"  # of which a history has each once, of genres and years not
         most = min(self.rule.length or _LONGEST, _LONGEST, values.size if movies else _LONGEST)
         sizes = rng.integers(1, most + 1, size=_BAGS)
@@ -77,10 +78,10 @@ class Branch:
         return next((way for way, by in divisors.items() if np.abs(found - total / by).max() <= near), None)
 
     def _given(self, bags: Bags) -> Matrix:
-        """Return what the part gives for bags of indices: of movies, of which each has its own."""
+        """Return what the part gives for bags of indices."""
         indices = np.arange(self.size)
         feature = MovieFeature(self.rule.feature, np.arange(self.size + 1), indices)
-        rules = [replace(rule, first=0) for rule in self.rules]
+        rules = [replace(rule, first=0, unknown=None) for rule in self.rules]
         return self.ask(
             encode(rules, bags, positions=indices, features={self.rule.feature: feature}, ids=indices)
         )

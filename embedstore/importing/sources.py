@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from embedstore.data.dataset import Movie, MovieTable
 from embedstore.data.features import Rows, Vocabulary
-from embedstore.errors import UsageError
+from embedstore.errors import NotFoundError, UsageError
 from embedstore.importing.vectors import read_ids, read_vectors, refuse_pickle
 from embedstore.runs.declaration import Declaration, InputRule, read_declaration
 from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature
@@ -183,12 +183,20 @@ def open_model(tower: Any, *, output: str | None, signature: str | None) -> Towe
 
     Raises NotFoundError where there is none, UsageError where it is of no kind that can be read.
     """
-    if isinstance(tower, bytes) or Path(str(tower)).suffix.lower() == ".onnx":
+    kind = Path(tower).suffix.lower() if isinstance(tower, str | Path) else ""
+    if isinstance(tower, str | Path) and not Path(tower).exists():
+        raise NotFoundError(f"model {tower}: there is no such file or folder; check the path")
+    if isinstance(tower, bytes) or kind == ".onnx":
         from embedstore.importing.onnx_model import OnnxModel
 
         return OnnxModel(tower if isinstance(tower, bytes) else Path(tower), output=output)
     refuse_pickle(str(tower))
+    if kind not in ("", ".keras", ".h5", ".hdf5") and not Path(tower).is_dir():
+        raise UsageError(f"{tower} is no model: expected .onnx, .keras or the folder of a SavedModel")
     from embedstore.importing.keras_model import open_keras
+    from embedstore.runs.served import require
+
+    require("keras")
 
     return open_keras(Path(tower) if isinstance(tower, str) else tower, output=output, signature=signature)
 

@@ -61,7 +61,7 @@ def prove(model: ServedTower, stack: Callable[[], PlainStack | None], say: Say) 
     """
     n, room = len(model.ids), _room(model.rules)
     say("comparing psi with the mean of psi of single movies")
-    few = random_histories(n, _FEW, longest=room or LONGEST, seed=1)
+    few = _of_known(model, random_histories(n, _FEW, longest=room or LONGEST, seed=1))
     answers = _answers(model, few)
     if room and (model.positions >= 0).all():
         used, places = np.unique(few.rows, return_inverse=True)
@@ -85,8 +85,13 @@ def prove(model: ServedTower, stack: Callable[[], PlainStack | None], say: Say) 
 def _compared(tower: AdditiveTower | DenseTower, model: ServedTower, say: Say) -> float:
     """Return the largest difference of tower from model on 1,000 random histories."""
     say(f"comparing the tower with the model on {N_HISTORIES:,} histories")
-    histories = random_histories(len(model.ids), N_HISTORIES)
+    histories = _of_known(model, random_histories(len(model.ids), N_HISTORIES))
     return _difference(tower.batch(histories), _answers(model, histories))
+
+
+def _of_known(model: ServedTower, histories: Bags) -> Bags:
+    """Return the histories that the model knows a movie of."""
+    return histories.of_users(model.knows(histories))
 
 
 def _room(rules: Sequence[InputRule]) -> int:

@@ -52,9 +52,9 @@ class Branch:
         None for table: the part gives the bag itself, one column for each index.
         """
         rng = np.random.default_rng(0)
-        padding = self.rule.padding if self.rule.form in ("indices", "ids") else None
-        first = 0 if self.rule.form == "ids" else self.rule.first
-        values = np.setdiff1d(np.arange(first, self.size), [] if padding is None else [padding])
+        values = np.arange(0 if self.rule.form == "ids" else self.rule.first, self.size)
+        if self.rule.form != "multi_hot":
+            values = values[values != self.rule.padding]
         if not values.size:
             return None
         movies = self.rule.feature == "movies"  # of which a history has each once, of genres and years not
@@ -62,9 +62,11 @@ class Branch:
         sizes = rng.integers(1, most + 1, size=_BAGS)
         bags = Bags.of(rng.choice(values, size, replace=not movies) for size in sizes)
         found = self._given(bags)
-        counts = np.zeros((_BAGS, self.size))
-        np.add.at(counts, (np.repeat(np.arange(_BAGS), sizes), bags.rows), 1.0)
-        total = counts if table is None else counts @ table
+        if table is None:
+            total = np.zeros((_BAGS, self.size))
+            np.add.at(total, (np.repeat(np.arange(_BAGS), sizes), bags.rows), 1.0)
+        else:
+            total = np.add.reduceat(table[bags.rows], bags.offsets[:-1], axis=0, dtype=np.float64)
         if found.shape != total.shape:
             return None
         divisors: Mapping[Pooling, Rows | npt.NDArray[np.float64] | int] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +139,17 @@ def test_ids_and_a_mask_are_a_pooled_table_and_dense_layers(pooling: Pooling, bo
     stack = model.plain([IDS, MASK])
     assert stack is not None
     assert [(part.name, part.pooling) for part in stack.inputs] == [("ids", pooling)]
-    np.testing.assert_array_equal(stack.inputs[0].table[1:], TABLE[1:])
+    np.testing.assert_array_equal(stack.inputs[0].table, TABLE)
     assert [layer.activation for layer in stack.layers] == ["tanh", "linear"]
     np.testing.assert_allclose(model.session()(fed(IDS, MASK)), expected, atol=1e-5)
     np.testing.assert_allclose(plain(model, IDS, MASK), expected, atol=1e-5)
+
+
+def test_the_table_has_the_row_of_what_is_unknown() -> None:
+    model = OnnxModel(masked().SerializeToString())
+    stack = model.plain([replace(IDS, first=2, unknown=1), MASK])
+    assert stack is not None
+    np.testing.assert_array_equal(stack.inputs[0].table, TABLE)
 
 
 def test_a_multi_hot_is_pooled_by_the_rows_of_the_first_kernel() -> None:

@@ -148,6 +148,7 @@ def _onnx(content: bytes, output: str | None) -> tuple[_Call, int | None]:
 def _keras(path: Path | bytes, output: str | None) -> tuple[_Call, int | None]:
     start_tensorflow()
     import keras
+    import tensorflow as tf
 
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
     inputs = {tensor.name: tensor for tensor in model.inputs}
@@ -156,10 +157,16 @@ def _keras(path: Path | bytes, output: str | None) -> tuple[_Call, int | None]:
         psi = named[_one_of("output", output, list(named))]
     else:
         psi = model.get_layer(output).output
-    asked = keras.Model(inputs, psi)
+    part = keras.Model(inputs, psi)
+    asked = tf.function(  # made once, for every length of a history
+        lambda feeds: part(feeds, training=False),
+        input_signature=[{name: tf.TensorSpec(of.shape, of.dtype) for name, of in inputs.items()}],
+    )
 
     def run(feeds: Mapping[str, Array]) -> Array:
-        return np.asarray(asked(dict(feeds), training=False))
+        return np.asarray(
+            asked({name: tf.constant(value, inputs[name].dtype) for name, value in feeds.items()})
+        )
 
     return run, _fixed([tensor.shape for tensor in model.inputs])
 
@@ -172,7 +179,7 @@ def _saved_model(path: Path | bytes, output: str | None, signature: str | None) 
     given = signature or ("serving_default" if "serving_default" in module.signatures else None)
     which = _one_of("signature", given, list(module.signatures))
     inputs = module.signatures[which].structured_input_signature[1]
-    name = _one_of("output", output, list(module.signatures[which].structured_outputs))
+    name = _one_of("output", output, sorted(module.signatures[which].structured_outputs))
 
     def run(feeds: Mapping[str, Array]) -> Array:
         tensors = {key: tf.constant(value) for key, value in feeds.items()}

@@ -252,6 +252,16 @@ def test_a_layer_of_a_keras_model_is_psi(tmp_path: Path) -> None:
 
 
 @pytest.mark.tf
+def test_numbers_become_those_that_a_keras_model_takes(tmp_path: Path) -> None:
+    import keras
+
+    ids = keras.Input((None,), name="ids")  # float32, as Keras has it where nothing is said
+    path = tmp_path / "model.keras"
+    keras.Model(ids, keras.layers.Embedding(4, 2, embeddings_initializer="ones")(ids)[:, 0]).save(path)
+    assert open_session("keras", path)({"ids": np.array([[1, 2], [3, 0]])}).tolist() == [[1, 1], [1, 1]]
+
+
+@pytest.mark.tf
 def test_a_keras_model_with_code_in_it_is_refused(tmp_path: Path) -> None:
     import keras
 
@@ -278,7 +288,7 @@ def test_a_saved_model_of_several_signatures_lists_them(tmp_path: Path) -> None:
         UsageError, match="has 2 signatures; name the one that is psi with --signature: one, two"
     ):
         open_session("saved_model", tmp_path / "m")
-    with pytest.raises(UsageError, match="has 2 outputs; name the one that is psi with --output: x, psi"):
+    with pytest.raises(UsageError, match="has 2 outputs; name the one that is psi with --output: psi, x"):
         open_session("saved_model", tmp_path / "m", signature="two")
     session = open_session("saved_model", tmp_path / "m", signature="two", output="psi")
     assert session({"ids": np.array([[1, 2]])}).tolist() == [[-1, -2]]

@@ -70,15 +70,16 @@ HEADERS = [
 def mutated_runs(folder: Path, size: int) -> Count:
     """Change a run at random and read it with everything that reads runs.
 
-    Five small runs (an additive one, one with ids that are text, two with a dense tower, one of these with
-    genres, and one whose psi an ONNX model computes) are changed in one or two of these ways, and their
-    digests made right again, so that the change gets past them: a value of a JSON file becomes another (of any type, huge, deep, not a number, half a
-    character, a path), the header of an array says something else, bytes and numbers become others, a file
-    is cut, extended, swapped with another, or is a link, a pipe or a folder. Then: load, verify, tower,
-    histories, catalog, scores of all movies, `similar`, debiasing, `runs list` and `runs show`, and of every
-    twentieth run a sync and a query. What must hold: nothing but EmbedstoreError within 30 s, nothing is
-    read through a link or outside of the folder, and Python and NumPy take no more memory (tracemalloc, at
-    its peak) than twice the files of the run and 2 MB, in a process that can have 4 GB of addresses.
+    Five small runs (an additive one, one with ids that are text, two with a dense tower, one of these
+    with genres, and one whose psi an ONNX model computes) are changed in one or two of these ways, and
+    their digests made right again, so that the change gets past them: a value of a JSON file becomes
+    another (of any type, huge, deep, not a number, half a character, a path), the header of an array says
+    something else, bytes and numbers become others, a file is cut, extended, swapped with another, or is
+    a link, a pipe or a folder. Then: load, verify, tower, histories, catalog, scores of all movies,
+    `similar`, debiasing, `runs list` and `runs show`, and of every twentieth run a sync and a query. What
+    must hold: nothing but EmbedstoreError within 30 s, nothing is read through a link or outside of the
+    folder, and Python and NumPy take no more memory (tracemalloc, at its peak) than twice the files of
+    the run and 2 MB, in a process that can have 4 GB of addresses.
     """
     sources = folder / "sources"
     _write_sources(sources)

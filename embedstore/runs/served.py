@@ -352,7 +352,7 @@ def write_served(path: Path, tower: ServedTower) -> None:
     target = path / FILES[tower.kind]
     target.parent.mkdir()
     if tower.kind == "saved_model":
-        shutil.copytree(tower.model, target)
+        shutil.copytree(tower.model, target, copy_function=shutil.copyfile)
     else:
         shutil.copyfile(tower.model, target)
     for folder in [target.parent, *(found for found in target.parent.rglob("*") if found.is_dir())]:

@@ -359,8 +359,8 @@ class Run:
                     return open_session(kind, file.read(), output=output, signature=signature)
             if not allowed(self.manifest):
                 raise RunError(
-                    f"psi of run {self.run_id} is computed by its {NAMES[kind]}, which is a program; where you "
-                    f"know whose it is, let it run with `embedstore runs allow {self.run_id}`"
+                    f"psi of run {self.run_id} is computed by its {NAMES[kind]}, which is a program; where "
+                    f"you know whose it is, let it run with `embedstore runs allow {self.run_id}`"
                 )
             with tempfile.TemporaryDirectory() as folder:
                 for name in files:

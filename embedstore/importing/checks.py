@@ -108,9 +108,6 @@ class _Moved:
     def _other(self, bags: Bags) -> Bags:
         return Bags(self.rows[bags.rows], bags.offsets)
 
-    def knows(self, bags: Bags) -> npt.NDArray[np.bool_]:
-        return self.tower.knows(Bags(self.rows[bags.rows], bags.offsets))
-
 
 def _psi(own: Scorer, moved: Sequence[Scorer], held_out: HeldOut) -> Iterator[Finding]:
     """Yield a finding where psi is made of other movies than those of the history.

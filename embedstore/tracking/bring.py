@@ -62,17 +62,8 @@ class _Artefact:
     """What is at uri, a folder of one run. told: what it is of, for a person; names: what is in it."""
 
     def __init__(self, uri: str, tracking_uri: str, told: str) -> None:
-        from mlflow.artifacts import list_artifacts
-        from mlflow.exceptions import MlflowException
-
         self.uri, self.told, self._tracking_uri = uri, told, tracking_uri
-        try:
-            found = list_artifacts(artifact_uri=uri, tracking_uri=tracking_uri)
-        except MlflowException as error:
-            if not absent(error):
-                raise
-            found = []
-        self.names = [entry.path.rpartition("/")[2] for entry in found]
+        self.names = self._names(uri)
 
     def run_id(self) -> str:
         """Return the run's id. Raises NotFoundError where nothing is there, RunError for another model."""
@@ -98,13 +89,25 @@ class _Artefact:
         uri = f"{self.uri}/{name}"
         try:
             download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=self._tracking_uri)
-        except MlflowException as error:
-            if not absent(error):
+        except MlflowException:  # one that does not tell what is missing from what went wrong
+            if Path(name).name in self._names(uri.rpartition("/")[0]):
                 raise
             raise VerificationError(
                 f"{self.told} lacks the file {name}; where the run is, `embedstore mlflow log` writes it"
             ) from None
         sync_path(folder / Path(name).name)
+
+    def _names(self, uri: str) -> list[str]:
+        from mlflow.artifacts import list_artifacts
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = list_artifacts(artifact_uri=uri, tracking_uri=self._tracking_uri)
+        except MlflowException as error:
+            if not absent(error):
+                raise
+            return []
+        return [entry.path.rpartition("/")[2] for entry in found]
 
     @contextmanager
     def checked(self) -> Iterator[None]:

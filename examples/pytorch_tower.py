@@ -119,7 +119,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     export(tower, args.out / "tower.onnx")
     vectors = parameter.numpy()
-    np.save(args.out / "V.npy", vectors)
+    np.save(args.out / "V.npy", vectors, allow_pickle=False)
     ids = dataset.movies.values[data.catalog_rows]
     sealed = import_run(
         args.out / "V.npy",

@@ -53,21 +53,23 @@ def main() -> None:
             with open_store(folder / "store", create=True) as store:
                 sync(run, store)
             _keras_and_local_mode(run, folder)
-            ours = [_command(), "query", "--user", "7", "--json"]
+            ours = [cli(), "query", "--user", "7", "--json"]
             theirs = [sys.executable, "-c", SCRIPT, str(folder), "7"]
             for command in (ours, theirs):
-                _seconds(command, folder)
-            pairs = [(_seconds(ours, folder), _seconds(theirs, folder)) for _ in range(runs)]
+                seconds(command, folder)
+            pairs = [(seconds(ours, folder), seconds(theirs, folder)) for _ in range(runs)]
             first, second = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
             ratio = statistics.median(pair[1] / pair[0] for pair in pairs)
             print(f"{n_movies:>6}  {first:>20.3f}  {second:>22.2f}  {ratio:>5.1f}x")
 
 
-def _command() -> str:
+def cli() -> str:
+    """Return the embedstore command of this Python."""
     return str(Path(sys.executable).with_name("embedstore"))
 
 
-def _seconds(command: list[str], folder: Path) -> float:
+def seconds(command: list[str], folder: Path) -> float:
+    """Run a command in folder and return how long it took."""
     started = time.perf_counter()
     subprocess.run(
         command,

@@ -88,3 +88,25 @@ def generated_dataset(
         for row, near in enumerate(kind[:, : len(GENRES)].argmax(axis=1))
     }
     return Dataset.of("generated-1m", columns, catalog)
+
+
+def write_served_model(path: Path, n_movies: int, dim: int = 64) -> None:
+    """Write an ONNX user tower, input ids (0 is padding), that is no tower in NumPy: softsign of a sum."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    table = np.random.default_rng(0).normal(size=(n_movies + 1, dim)).astype(np.float32)
+    table[0] = 0
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "ids"], ["rows"]),
+            helper.make_node("ReduceSum", ["rows", "axis"], ["sum"], keepdims=0),
+            helper.make_node("Softsign", ["sum"], ["psi"]),
+        ],
+        "psi",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n_users", "length"])],
+        [helper.make_tensor_value_info("psi", TensorProto.FLOAT, ["n_users", dim])],
+        [onnx.numpy_helper.from_array(table, "table"), onnx.numpy_helper.from_array(np.array([1]), "axis")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path.write_bytes(model.SerializeToString())

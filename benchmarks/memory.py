@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +41,31 @@ def measure(part: str, path: Path, location: str) -> dict[str, Any]:
     run = Run.load(path)
     np.ones((64, 64), np.float32) @ np.ones((64, 64), np.float32)  # the buffers of BLAS
     with open_store(location, create=True, connection=connection()) as store:
-        before, whole = _memory("RssAnon"), _memory("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
-        highest, done = [before], threading.Event()
+        if part == "sync":
+            return growth(lambda: sync(run, store, alias=ALIAS))
+        return growth(lambda: verify(store, ALIAS, run))
 
-        def sample() -> None:
-            while not done.wait(0.05):
-                highest[0] = max(highest[0], _memory("RssAnon"))
 
-        sampler = threading.Thread(target=sample)
-        sampler.start()
-        started = time.perf_counter()
-        try:
-            if part == "sync":
-                sync(run, store, alias=ALIAS)
-            else:
-                verify(store, ALIAS, run)
-        finally:
-            seconds = time.perf_counter() - started
-            done.set()
-            sampler.join()
-        peak = _memory("VmHWM")
-    return {"seconds": seconds, "own": highest[0] - before, "whole": peak - whole}
+def growth(work: Callable[[], object]) -> dict[str, Any]:
+    """Do work and return its seconds and how far memory rose in bytes: of its own, and with mapped pages."""
+    before, whole = _memory("RssAnon"), _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    highest, done = [before], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.05):
+            highest[0] = max(highest[0], _memory("RssAnon"))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    started = time.perf_counter()
+    try:
+        work()
+    finally:
+        seconds = time.perf_counter() - started
+        done.set()
+        sampler.join()
+    return {"seconds": seconds, "own": highest[0] - before, "whole": _memory("VmHWM") - whole}
 
 
 def _memory(key: str) -> int:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 # What lets us use and pass on a package as it is. MPL-2.0: changes of its own files would have to be shown.
 ALLOWED = {
-    "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "ISC", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0",
-    "PSF-2.0", "Zlib",
+    "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "ISC", "MIT", "MIT-0", "MIT-CMU",
+    "MPL-2.0", "PSF-2.0", "Zlib",
 }  # fmt: skip
 SPDX = {  # what packages without an expression write in its place
     "3-Clause BSD License": "BSD-3-Clause",
@@ -35,7 +35,7 @@ SPDX = {  # what packages without an expression write in its place
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
     "PSFL": "PSF-2.0",
 }
-# Read in their repositories, since their metadata say nothing, or all of it; matplotlib's is PSF's with its name.
+# Read in their repositories, since their metadata say nothing or all of it; matplotlib's is PSF's renamed.
 READ = {"matplotlib": "PSF-2.0", "namex": "Apache-2.0", "ptyprocess": "ISC"}
 OURS = "embedstore"
 

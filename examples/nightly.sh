@@ -9,11 +9,13 @@
 #
 # Settings, all by environment (those of embedstore, EMBEDSTORE_API_KEY_FILE and others, work as ever):
 #   NIGHTLY_HOME       folder of the job: its lock, tonight's model, the list of its runs [./nightly]
-#   VENV               virtual environment with embedstore, put in front of PATH: cron's is short [PATH as it is]
+#   VENV               virtual environment with embedstore, put in front of PATH, which is short in cron [none]
 #   DATA               folder or file of ratings [$EMBEDSTORE_DATA/ml-100k]
 #   FETCH_COMMAND      brings or refreshes DATA; `true` if others do [embedstore data fetch ml-100k]
-#   TRAIN_COMMAND      trains on $DATA; leaves V.npy, movies.csv and, if there is one, E.npy in $MODEL to be
-#                      imported, or seals a run itself, as `embedstore train --data "$DATA"` does [two_tower.py]
+#   TRAIN_COMMAND      trains on $DATA and leaves in $MODEL what `embedstore runs import` takes: V.npy, movies.csv
+#                      and, if there is one, the tower: E.npy, tower.onnx, tower.keras or the SavedModel tower,
+#                      with input.json if it needs one. Or seals a run itself, as `embedstore train` does
+#                      [python two_tower.py --data "$DATA" --out "$MODEL" --files-only]
 #   GATES              what must hold before the alias moves, see docs/gates.md
 #                      [ndcg@100>=popularity overlap@10>=0.3]
 #   KEEP               how many collections gc keeps [3]
@@ -75,10 +77,12 @@ bash -c "$train" || fail 10 "training failed with $?: $train"
 
 if [[ -e $MODEL/V.npy ]]; then
   log "importing"
-  tower=()
-  [[ ! -e $MODEL/E.npy ]] || tower=(--tower "$MODEL/E.npy")
-  embedstore runs import --vectors "$MODEL/V.npy" --movies "$MODEL/movies.csv" "${tower[@]}" \
-    --ratings "$DATA" --json >"$MODEL/import.json"
+  options=(--vectors "$MODEL/V.npy" --movies "$MODEL/movies.csv" --ratings "$DATA")
+  for tower in E.npy tower.onnx tower.keras tower; do
+    [[ ! -e $MODEL/$tower ]] || options+=(--tower "$MODEL/$tower")
+  done
+  [[ ! -e $MODEL/input.json ]] || options+=(--input "$MODEL/input.json")
+  embedstore runs import "${options[@]}" --json >"$MODEL/import.json"
   pick '[finding["text"] for finding in d["findings"]]' <"$MODEL/import.json"
   run=$(pick '[d["run_id"]]' <"$MODEL/import.json")
 else
@@ -94,9 +98,9 @@ embedstore sync "$run" "${wanted[@]/#/--gate=}" --why nightly || held=$?
 [[ $held == 0 || $held == 4 ]] || fail "$held" "sync failed; what was live is live"
 
 log "cleaning up"
-# Held nights put collections between the live one and the one that `rollback` returns to: keep as far as that.
-flips=$(embedstore history -n 2 --json) || { code=$? && flips='[]' && [[ $code == 3 ]]; } # 3: nothing was ever live
-back=$(pick '[flip["collection"] for flip in d[1:]]' <<<"$flips")
+# Nights that were held back stand between what is live and what `rollback` returns to: keep as far as that.
+flips=$(embedstore history -n 2 --json) || [[ $? == 3 ]] # 3: nothing was ever live
+back=$(pick '[flip["collection"] for flip in d[1:]]' <<<"${flips:-[]}")
 keep=$(embedstore gc --dry-run --json | pick "[max([${KEEP:-3}] + [
   place for place, verdict in enumerate(d['verdicts'], 1) if verdict['collection'] == '$back'])]")
 embedstore gc --keep "$keep" --unfinished

@@ -35,12 +35,11 @@ from keras import ops
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
 
-from embedstore import Run, TrainConfig, load, open_store, recommend, sync
+from embedstore import Run, TrainConfig, import_run, load, open_store, recommend, sync
 from embedstore.data.features import Bags, Ids, Rows
 from embedstore.data.splits import HeldOut, hide_ratings
 from embedstore.evaluation.baselines import Scorer, popularity
 from embedstore.evaluation.serving import evaluate, vector_scorer
-from embedstore.importing import import_run
 from embedstore.query.recommend import Answer
 from embedstore.training.prepared import Prepared, prepare
 
@@ -160,8 +159,8 @@ def check(answer: Answer, scores: Matrix, ids: Ids, watched: Rows) -> None:
 
 def write_files(out: Path, data: Prepared, vectors: Matrix, rows: Matrix) -> None:
     """Write V.npy, E.npy, and their movies in the same order, as `embedstore runs import` reads them."""
-    np.save(out / "V.npy", vectors)
-    np.save(out / "E.npy", rows)
+    np.save(out / "V.npy", vectors, allow_pickle=False)
+    np.save(out / "E.npy", rows, allow_pickle=False)
     with (out / "movies.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["movieId", "title", "genres"])
@@ -218,7 +217,7 @@ def main() -> None:
 
     print(f"\npsi of user {args.user}, V without a tower: Qdrant answers the query vector psi")
     psi = user_embedding(model, args.user)
-    np.save(args.out / "psi.npy", psi)
+    np.save(args.out / "psi.npy", psi, allow_pickle=False)
     watched = data.bags_of(np.array([row])).rows
     table = dict(zip(ids.tolist(), data.catalog, strict=True))
     bare = import_run(vectors, ids, movies=table, runs_dir=args.out / "runs")

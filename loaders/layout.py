@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from embedstore.data.dataset import Movie, MovieTable, RatingColumns
 from embedstore.data.features import Ids, MovieId
 from embedstore.errors import DataError, NotFoundError, UsageError
 from embedstore.loaders import movielens, recbole, tabular
-from embedstore.loaders.movies import MovieLine
+from embedstore.loaders.movies import MovieLine, PackedMovies
 from embedstore.loaders.reading import (
     Problem,
     RatingFile,
@@ -279,28 +280,29 @@ def movie_list(path: str | Path) -> tuple[Ids, MovieTable]:
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name the file of the movies in it")
     kind = _movie_format(path)
+    plain = kind.startswith("movielens")
     ids: list[str] = []
-    lines: dict[str, int] = {}
-    movies: list[Movie] = []
+    numbers = array("q")  # of the lines
+    movies = PackedMovies()
     for line in _plain_ids(path) if kind == "ids" else movie_lines(Layout(kind, path.stem, path, path)):
         movie_id = line.movie_id.strip()
-        if kind.startswith("movielens") and movie_id.isascii() and movie_id.isdigit():
-            movie_id = str(int(movie_id))
         wrong = line.wrong or (None if movie_id else "has no movie id")
-        if wrong is None and movie_id in lines:
-            wrong = (
-                f"movie {movie_id[:40]} stands here again, first on line {lines[movie_id]}; "
-                "expected one line per movie, in the order of the vectors"
-            )
         if wrong is not None:
             raise DataError(str(Problem(path, line.line, wrong)))
-        lines[movie_id] = line.line
-        ids.append(movie_id)
+        ids.append(str(int(movie_id)) if plain and movie_id.isascii() and movie_id.isdigit() else movie_id)
+        numbers.append(line.line)
         movies.append(line.movie)
     if not ids:
         raise DataError(f"{path}: holds no movie; expected one line per movie")
     found = typed_ids(ids)
-    return found, dict(zip(found.tolist(), movies, strict=True))
+    first, again = movies.index(found)
+    if again is not None:
+        wrong = (
+            f"movie {ids[again][:40]} stands here again, first on line {numbers[first]}; expected one line "
+            "per movie, in the order of the vectors"
+        )
+        raise DataError(str(Problem(path, numbers[again], wrong)))
+    return found, movies
 
 
 def _movie_format(path: Path) -> str:

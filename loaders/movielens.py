@@ -88,8 +88,7 @@ def dat_movies(path: Path) -> MovieLines:
 
 def csv_movies(path: Path) -> MovieLines:
     """Yield the movies of movies.csv: movieId,title,genres with quotes where a title has a comma."""
-    lines = list(read_lines(path))
-    for number, line in lines:
+    for number, line in read_lines(path):
         if line is None:
             yield MovieLine.bad(number, "is not valid UTF-8; convert the file to UTF-8")
             continue

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from embedstore.data.dataset import Movie
+from embedstore.data.features import Ids
 
-__all__ = ["MovieLine", "genres_of", "split_year", "year_of"]
+__all__ = ["MovieLine", "PackedMovies", "genres_of", "split_year", "year_of"]
 
 # "Heat (1995)", "Forever Knight (1992-1996)", "The Great Giving (1995) (V)"
 YEAR_AT_END = re.compile(
@@ -33,6 +39,49 @@ class MovieLine:
 
 
 MovieLines = Iterator[MovieLine]
+
+
+class PackedMovies(Mapping[Any, Movie]):
+    """A table of movies that holds bytes, a tenth of the memory of objects, and parses what is asked for.
+
+    Movies are appended one after the other, and then index gives their ids, in that order.
+    """
+
+    def __init__(self) -> None:
+        self._text = bytearray()
+        self._ends = array("q", [0])
+        self._ids: Ids = np.zeros(0, np.int64)
+        self._order = np.zeros(0, np.int64)
+
+    def append(self, movie: Movie) -> None:
+        self._text += json.dumps([movie.title, movie.year, movie.genres]).encode()
+        self._ends.append(len(self._text))
+
+    def index(self, ids: Ids) -> tuple[int, int | None]:
+        """Take the ids of the movies; return where one stands first and again, None where none does."""
+        self._ids, self._order = ids, np.argsort(ids, kind="stable")
+        ordered = ids[self._order]
+        twice = self._order[1:][ordered[1:] == ordered[:-1]]
+        if not twice.size:
+            return 0, None
+        again = int(twice.min())
+        return int(np.flatnonzero(ids == ids[again])[0]), again
+
+    def __getitem__(self, movie_id: Any) -> Movie:
+        text = self._ids.dtype.kind == "U"
+        if isinstance(movie_id, str) == text and (text or isinstance(movie_id, int | np.integer)):
+            place = int(np.searchsorted(self._ids, movie_id, sorter=self._order))
+            row = int(self._order[place]) if place < self._order.size else -1
+            if row >= 0 and self._ids[row] == movie_id:
+                title, year, genres = json.loads(self._text[self._ends[row] : self._ends[row + 1]])
+                return Movie(title, year, tuple(genres))
+        raise KeyError(movie_id)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._ids.tolist())
+
+    def __len__(self) -> int:
+        return int(self._ids.size)
 
 
 def split_year(title: str) -> tuple[str | None, int | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import os
 import time
@@ -569,10 +570,16 @@ def read_lines(path: Path, *, latin1: bool = False) -> Iterator[tuple[int, str |
         text = data.decode()
     except UnicodeDecodeError:
         text = data.decode("latin-1") if latin1 else data.decode(errors="surrogateescape")
-    for number, line in enumerate(text.split("\n"), start=1):
-        bare = line.rstrip("\r")
+    del data
+    start = 0
+    for number in itertools.count(1):  # split would hold every line as an object
+        end = text.find("\n", start)
+        bare = text[start : end if end >= 0 else None].rstrip("\r")
         if bare:
             yield number, None if _is_broken(bare) else bare
+        if end < 0:
+            return
+        start = end + 1
 
 
 def first_rows(path: Path, delimiter: str, count: int, *, quoted: bool = True) -> list[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import pytest
 
 from docs.generate import TARGET, helps, reference
 from embedstore.cli import cli
+from embedstore.runs.declaration import InputRule, parse_declaration
 
 ROOT = Path(__file__).parent.parent
 
@@ -58,7 +60,15 @@ def test_help_fits_a_terminal_of_80_columns() -> None:
     assert long == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
+def test_the_declarations_of_the_docs_are_some() -> None:
+    text = (ROOT / "docs" / "import.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```json\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    declared = [parse_declaration(block.encode(), name="the block") for block in blocks]
+    assert len(declared) >= 4
+    assert [field.name for field in fields(InputRule) if f"`{field.name}`" not in text] == ["name"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "docs/import.md"])
 def test_every_command_that_the_docs_name_is_there(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     known = {path for path, _ in every_command()}

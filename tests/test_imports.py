@@ -38,6 +38,8 @@ SIDEWAYS = {
     ("training", "evaluation"),  # early stopping and metrics of a run
     AGAIN,
     ("evaluation", "query"),  # through the store: what is measured is what a query answers
+    ("importing", "evaluation"),  # what is imported is measured,
+    ("importing", "training"),  # as a training measures
     ("sync", "evaluation"),  # a gate names a metric, or asks how far the lists of two runs overlap
 }
 HEAVY = (

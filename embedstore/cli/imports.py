@@ -76,8 +76,8 @@ def import_command(
 
     \b
     embedstore runs import --vectors V.npy --movies movies.csv
-    embedstore runs import --tower user_tower.onnx --vectors V.npy --movies movies.csv --ratings ml-100k
-    embedstore runs import --tower model.keras --vectors model:output --movies u.item
+    embedstore runs import --vectors V.npy --movies movies.csv --tower psi.onnx
+    embedstore runs import --movies u.item --tower model.keras --ratings ml-100k
 
     V_j is a row of --vectors, and psi(X) the output of --tower; without one, `similar` and `query
     --vector` work with the run. How a history becomes the inputs of the tower is told by their names and
@@ -236,8 +236,8 @@ def _psi(imported: Imported) -> str:
     if imported.difference is None:
         return f"{what}, by {by}"
     return (
-        f"{what}, by {by}; the largest difference from the model on 1,000 random histories is "
-        f"{imported.difference:.1g}"
+        f"{what}, by {by}; at most {imported.difference:.1g} off the model, of the largest value of a "
+        "dimension, on 1,000 random histories"
     )
 
 

@@ -6,7 +6,7 @@ Everything after it, sync, gates, query, evaluate, export, is the path of a run 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ import numpy.typing as npt
 
 from embedstore.data.dataset import Dataset, MovieTable
 from embedstore.data.features import Ids, MovieId, Vocabulary
-from embedstore.errors import VerificationError
+from embedstore.errors import RunError, UsageError, VerificationError
 from embedstore.importing.checks import Finding, check
 from embedstore.importing.sources import Movies, Source, is_array, of_arrays, of_model
 from embedstore.importing.vectors import check_ids
+from embedstore.runs.consent import allow, is_program
 from embedstore.runs.declaration import Declaration
+from embedstore.runs.manifest import read_manifest
 from embedstore.runs.writer import Histories, RunContent, describe, ids_of, movie_line, write_content
+from embedstore.stores.contract import LARGEST_DIM
 
 __all__ = ["Finding", "Imported", "import_run"]
 
@@ -137,6 +140,9 @@ def _sealed(
     run_id: str | None,
 ) -> Imported:
     """Check what was found, and write the run."""
+    width = source.movie_vectors.shape[1]
+    if width > LARGEST_DIM:
+        raise UsageError(f"V has width {width:,}, and Qdrant takes vectors of up to {LARGEST_DIM:,} numbers")
     say("checking the vectors" if ratings is None else "measuring the model on the ratings")
     checked = check(movies.ids, source.movie_vectors, source.tower, ratings, order=movies.order)
     serious = next((finding for finding in checked.findings if finding.serious), None)
@@ -161,6 +167,9 @@ def _sealed(
         metrics=checked.metrics,
         run_id=run_id,
     )
+    if is_program(manifest := read_manifest(path)):  # who imports a model has let it run
+        with suppress(RunError):  # where it cannot be noted, a query says what to do
+            allow(manifest)
     return Imported(
         path=str(path),
         run_id=path.name,

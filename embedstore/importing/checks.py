@@ -78,7 +78,7 @@ def measure(
     except DataError as error:
         return Checked([Finding("metrics", f"the model was not measured: {error}")])
 
-    def scorer(psi: Any) -> Scorer:  # of which batch alone is asked
+    def scorer(psi: Any) -> Scorer:  # a tower, or one that is moved
         return scorer_of((psi, vectors, movies), movies_of(data))
 
     metrics = metrics_of(data, scorer(tower))
@@ -100,7 +100,13 @@ class _Moved:
     rows: Rows
 
     def batch(self, bags: Bags) -> Matrix:
-        return self.tower.batch(Bags(self.rows[bags.rows], bags.offsets))
+        return self.tower.batch(self._other(bags))
+
+    def knows(self, bags: Bags) -> npt.NDArray[np.bool_]:
+        return self.tower.knows(self._other(bags))
+
+    def _other(self, bags: Bags) -> Bags:
+        return Bags(self.rows[bags.rows], bags.offsets)
 
 
 def _psi(own: Scorer, moved: Sequence[Scorer], held_out: HeldOut) -> Iterator[Finding]:
@@ -113,11 +119,12 @@ def _psi(own: Scorer, moved: Sequence[Scorer], held_out: HeldOut) -> Iterator[Fi
         other = evaluate(scorer, held_out).ndcg
         if _standard_errors(other - ndcg) > _SURE:
             text = (
-                f"the vocabulary of the tower looks shifted by one: {_METRIC.upper()} is {other.mean():.3f} with "
-                f"the movie {side} each of the history, and {ndcg.mean():.3f} as it is; look at padding and "
-                "first in the declaration, or at the first row of the tower's array"
+                f"the vocabulary of the tower looks shifted by one: {_METRIC.upper()} is {other.mean():.3f} "
+                f"with the movie {side} each of the history, and {ndcg.mean():.3f} as it is; look at padding "
+                "and first in the declaration, or at the first row of the tower's array"
             )
             yield Finding("tower", text, serious=True)
+            return
     others = evaluate(lambda batch: np.roll(own(batch), 1, axis=0), held_out).ndcg
     if _standard_errors(ndcg - others) < _PERSONAL:
         text = (

@@ -1,13 +1,13 @@
 """The plain stack inside a TensorFlow function: pooled inputs side by side, then dense layers.
 
 Read from the operations, whatever made them (Keras, a tf.Module, a SavedModel), from the output back.
-Products with a constant, sums, relu and tanh are layers. What is before them has to behave like a pooling:
-what it makes of a bag is the mean of what it makes of each value, their sum, or that over the root of the
-size.
+Products with a constant, sums, relu and tanh are layers. What is before them has to behave like a pooling,
+see pooling.Branch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +20,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from embedstore.data.features import Bags
 from embedstore.importing.model import Matrix, PlainInput, PlainStack
+from embedstore.importing.pooling import Branch
 from embedstore.runs.declaration import InputRule
 from embedstore.runs.encoding import encode
 from embedstore.runs.tower import Activation, MovieFeature, Pooling, TowerLayer
@@ -29,15 +30,7 @@ __all__ = ["Graph"]
 Wide = npt.NDArray[np.float64]
 Fed = Mapping[str, npt.NDArray[Any]]
 
-_BATCH_FLOATS = 1 << 22  # of one evaluation: 16 MB
 _LARGEST_UNIT = 4096  # rows of a unit matrix or a diagonal
-_BAGS, _LARGEST_BAG = 48, 40  # that a pooling is tried on
-_TOLERANCE = 1e-4  # of the largest value: float32 sums in another order
-_POWERS: Mapping[Pooling, float] = {
-    "mean": 1.0,
-    "l2": 0.5,
-    "sum": 0.0,
-}  # of the size, that sums are divided by
 _SAME = frozenset({"Identity", "StopGradient", "PreventGradient", "CheckNumerics"})
 _ADDITIONS = frozenset({"Add", "AddV2", "BiasAdd"})
 _DIVISIONS = frozenset({"RealDiv", "DivNoNan"})
@@ -78,6 +71,7 @@ class _Layer:
 
     @classmethod
     def idle(cls, width: int) -> _Layer:
+        """Return the layer that does nothing."""
         return cls(np.ones(width), np.zeros(width))
 
     def square(self) -> Wide:
@@ -88,13 +82,13 @@ class _Layer:
         """Return it as a layer of a tower, None where it does nothing."""
         bias = self.bias.astype(np.float32) if self.bias.any() else None
         if (
-            self.kernel.ndim == 1
-            and (self.kernel == 1).all()
-            and bias is None
-            and self.activation == "linear"
+            self.kernel.ndim == 2
+            or bias is not None
+            or self.activation != "linear"
+            or (self.kernel != 1).any()
         ):
-            return None
-        return TowerLayer(self.square().astype(np.float32), bias, self.activation)
+            return TowerLayer(self.square().astype(np.float32), bias, self.activation)
+        return None
 
 
 @dataclass(frozen=True)
@@ -140,12 +134,12 @@ class _Stack:
         if all(part.table is not None for part in self.inputs):
             return self
         first, *others = self.layers or [_Layer.idle(self.width)]
-        width = int(first.bias.size)
+        kernel, width = first.square(), int(first.bias.size)
         inputs: list[_Pooled] = []
         blocks: list[Wide] = []  # of the kernel, one for each input
         start = 0
         for part in self.inputs:
-            block, table = first.square()[start : start + part.width], part.table
+            block, table = kernel[start : start + part.width], part.table
             start += part.width
             if table is None:
                 small = part.width <= width
@@ -171,18 +165,14 @@ def _side_by_side(stacks: Sequence[_Stack]) -> _Stack:
     inputs = [part for stack in stacks for part in stack.inputs]
     layers = []
     for depth in range(max(len(stack.layers) for stack in stacks)):
-        row = [
-            stack.layers[depth] if depth < len(stack.layers) else _Layer.idle(stack.width) for stack in stacks
-        ]
+        row = [[*stack.layers, *[_Layer.idle(stack.width)] * (depth + 1)][depth] for stack in stacks]
         activations = {layer.activation for layer in row}
         if len(activations) > 1:
             raise _UnfitError
-        diagonal = all(layer.kernel.ndim == 1 for layer in row)
-        kernel = (
-            np.concatenate([layer.kernel for layer in row])
-            if diagonal
-            else block_diag(*(layer.square() for layer in row))
-        )
+        if all(layer.kernel.ndim == 1 for layer in row):
+            kernel = np.concatenate([layer.kernel for layer in row])
+        else:
+            kernel = block_diag(*(layer.square() for layer in row))
         layers.append(_Layer(kernel, np.concatenate([layer.bias for layer in row]), activations.pop()))
     return _Stack(inputs, layers)
 
@@ -200,23 +190,20 @@ class Graph:
         placeholders = {op.name: op.outputs[0] for op in operations if op.type == "Placeholder"}
         self._inputs = {name: placeholders[at] for name, at in inputs.items() if at in placeholders}
         self._output = self._frozen.outputs[output]
-        # What else the function holds on to, such as a vocabulary of texts, cannot be a constant.
-        self._open = len(placeholders) == len(self._inputs) == len(inputs)
 
     @cached_property
     def tables(self) -> Mapping[str, int]:
         """How many rows the table or kernel has that an input goes into, by the input's name."""
         rows = {}
         for name, tensor in self._inputs.items():
-            found = self._table(tensor)
-            length = None if found is None else found.shape[0]
-            if length is not None:
-                rows[name] = int(length)
+            table = self._table(tensor)
+            if table is not None:
+                rows[name] = int(table.shape[0])
         return rows
 
     def plain(self, rules: Sequence[InputRule]) -> PlainStack | None:
         """Return the function as a plain stack, None where it does not look like one."""
-        if not self._open or {rule.name for rule in rules} != self._inputs.keys():
+        if {rule.name for rule in rules} != self._inputs.keys():
             return None
         try:
             stack = self._stack(self._output, {rule.name: rule for rule in rules}).tabled()
@@ -232,10 +219,11 @@ class Graph:
         while waiting:
             indices = waiting.pop()
             for op in indices.consumers():
-                if op.type == "GatherV2" and op.inputs[1] is indices and _width(op.inputs[0]) is not None:
-                    return op.inputs[0]
-                if op.type == "MatMul" and op.inputs[0] is indices and not op.get_attr("transpose_b"):
-                    return op.inputs[1]
+                known = [other for other in op.inputs if not self._of(other) and other.shape.rank == 2]
+                if op.type == "GatherV2" and known and known[0] is op.inputs[0]:
+                    return known[0]
+                if op.type == "MatMul" and known and not op.get_attr("transpose_b"):
+                    return known[0]
                 if op.type in _INDICES and op.name not in seen:
                     seen.add(op.name)
                     waiting.append(op.outputs[0])
@@ -352,36 +340,31 @@ class Graph:
         main = [rule for rule in of if rule.form in ("indices", "ids", "multi_hot")]
         if len(main) != 1 or len({rule.feature for rule in of}) != 1:
             raise _UnfitError
-        rule = main[0]
-        size = rule.size or self.tables.get(rule.name, 0)
-        bags = _tried(rule, size)
-        fed = _fed(of, bags, size)
-        hot = self._hot(tensor, size)
-        if hot is not None:
-            found = self._value(hot.source, fed) * np.prod([factor(fed) for factor in hot.factors], axis=0)
-            counts = np.zeros((len(bags), size))
-            np.add.at(counts, (np.repeat(np.arange(len(bags)), bags.sizes), bags.rows), 1.0)
-            pooling = _pooling(found, counts, bags)
-            if pooling is not None:
-                table = None if hot.kernel is None else hot.kernel.astype(np.float32)
-                return _Stack([_Pooled(rule.name, table, pooling, int(tensor.shape[1]))])
-        if rule.form == "multi_hot":
+        rule, width = main[0], int(tensor.shape[1])
+        size = rule.size if rule.form == "multi_hot" else self.tables.get(rule.name)
+        if not size:
             raise _UnfitError
-        found = self._value(tensor, fed)
-        for rows in (self._looked_up, self._alone):
-            table = rows(tensor, of, size)
-            sums = np.add.reduceat(table[bags.rows].astype(np.float64), bags.offsets[:-1], axis=0)
-            pooling = _pooling(found, sums, bags)
+        hot = self._hot(tensor, size)
+        pooling = None if hot is None else Branch(of, size, hot.ask).pooling(None)
+        if hot is not None and pooling is not None:
+            return _Stack([_Pooled(rule.name, hot.kernel, pooling, width)])
+        branch = Branch(of, size, self._function(tensor))
+        if rule.form != "multi_hot":
+            table: Matrix = self._value(self._table(self._inputs[rule.name])).astype(np.float32)
+            pooling = branch.pooling(table)
+            if pooling is None:
+                table = branch.table()
+                pooling = branch.pooling(table)
             if pooling is not None:
-                return _Stack([_Pooled(rule.name, table, pooling, table.shape[1])])
+                return _Stack([_Pooled(rule.name, table, pooling, width)])
         raise _UnfitError
 
     def _hot(self, tensor: tf.Tensor, size: int) -> _Hot | None:
-        """Return tensor as factors x (source kernel), source having one column for each of size indices.
+        """Return tensor as source x kernel, source having one column for each of size indices.
 
-        None where it is not that. kernel: None where tensor is the source itself.
+        What a row is divided by, its size or length, is the source's as well. None where it is not that.
         """
-        factors: list[Callable[[Fed], Any]] = []
+        divisors: list[Callable[[Fed], Any]] = []
         kernel: Wide | None = None
         while _width(tensor) != size:
             step = self._step(tensor)
@@ -390,51 +373,29 @@ class Graph:
                     kernel = step.value if kernel is None else step.value @ kernel
                 tensor = step.source
             elif tensor.op.type in _DIVISIONS and _width(tensor.op.inputs[1]) == 1:
-                factors.append(_inverse(self._function(tensor.op.inputs[1])))
+                divisors.append(self._function(tensor.op.inputs[1]))
                 tensor = tensor.op.inputs[0]
             else:
                 return None
-        return _Hot(tensor, factors or [lambda _: np.ones(1)], kernel)
+        source = self._function(tensor)
 
-    def _looked_up(self, tensor: tf.Tensor, rules: Sequence[InputRule], size: int) -> Matrix:
-        """Return the table that the indices of tensor go into, shape (size, its own width)."""
-        tables = [self._table(self._inputs[rule.name]) for rule in rules if rule.form != "mask"]
-        table: Matrix = self._value(next(found for found in tables if found is not None)).astype(np.float32)
-        return table
+        def ask(fed: Fed) -> Any:
+            return source(fed) / math.prod(divisor(fed) for divisor in divisors)
 
-    def _alone(self, tensor: tf.Tensor, rules: Sequence[InputRule], size: int) -> Matrix:
-        """Return what tensor is for each index alone, shape (size, width)."""
-        function = self._function(tensor)
-        longest = max(rule.length or 1 for rule in rules)
-        step = max(1, _BATCH_FLOATS // (longest * int(tensor.shape[1])))
-        parts = [
-            function(_fed(rules, Bags(at, np.arange(at.size + 1)), size))
-            for at in np.split(np.arange(size), range(step, size, step))
-        ]
-        # Padding alone may be 0 / 0.
-        table: Matrix = np.nan_to_num(np.concatenate(parts)).astype(np.float32)
-        return table
+        return _Hot(ask, None if kernel is None else kernel.astype(np.float32))
 
 
 class _Hot(NamedTuple):
-    """See Graph._hot."""
+    """See Graph._hot. kernel: None where there is none."""
 
-    source: tf.Tensor
-    factors: Sequence[Callable[[Fed], Any]]
-    kernel: Wide | None
-
-
-def _inverse(function: Callable[[Fed], Any]) -> Callable[[Fed], Any]:
-    return lambda fed: 1 / function(fed)
+    ask: Callable[[Fed], Any]
+    kernel: Matrix | None
 
 
 def _width(tensor: tf.Tensor) -> int | None:
-    return _length(tensor, 1) if tensor.shape.rank == 2 else None
-
-
-def _length(tensor: tf.Tensor, axis: int) -> int | None:
-    length = tensor.shape[axis]
-    return None if length is None else int(length)
+    """Return the number of columns of a matrix, None where it is none or does not say."""
+    width = tensor.shape[1] if tensor.shape.rank == 2 else None
+    return None if width is None else int(width)
 
 
 def _same_values(tensor: tf.Tensor) -> bool:
@@ -442,11 +403,8 @@ def _same_values(tensor: tf.Tensor) -> bool:
     op = tensor.op
     if op.type == "Cast":
         return bool(tensor.dtype.is_floating and not op.inputs[0].dtype.is_complex)
-    return (
-        op.type in ("Reshape", "Squeeze")
-        and _width(tensor) is not None
-        and (_width(tensor) == _width(op.inputs[0]))
-    )
+    flat = _width(tensor)
+    return op.type in ("Reshape", "Squeeze") and flat is not None and flat == _width(op.inputs[0])
 
 
 def _elementwise(kind: str, source: tf.Tensor, value: Wide, *, first: bool) -> _Step | None:
@@ -462,40 +420,10 @@ def _elementwise(kind: str, source: tf.Tensor, value: Wide, *, first: bool) -> _
     return None if value.any() else _Step(source, "relu")
 
 
-def _fed(rules: Sequence[InputRule], bags: Bags, size: int) -> Fed:
-    """Return the inputs for bags of the model's own indices, 0 to size - 1."""
-    every = np.arange(size)
-    bare = [replace(rule, first=0, unknown=None) for rule in rules]
-    return encode(bare, bags, positions=every, features=_features(rules, size), ids=every)
-
-
 def _smallest(rules: Sequence[InputRule]) -> Fed:
     """Return the inputs for a history of one movie, which has the first index of every input."""
     one, bags = np.zeros(1, np.int64), Bags.of([[0]])
-    return encode(rules, bags, positions=one, features=_features(rules, 1), ids=one)
-
-
-def _features(rules: Sequence[InputRule], size: int) -> dict[str, MovieFeature]:
-    """Return features of size movies, each of which has one value of its own."""
-    return {rule.feature: MovieFeature(rule.feature, np.arange(size + 1), np.arange(size)) for rule in rules}
-
-
-def _tried(rule: InputRule, size: int) -> Bags:
-    """Return random bags of the indices that a history may have; those of genres and years repeat."""
-    indices = np.setdiff1d(np.arange(rule.first, size), [] if rule.form == "multi_hot" else [rule.padding])
-    if not indices.size:
-        raise _UnfitError
-    rng = np.random.default_rng(0)
-    most = min(rule.length or _LARGEST_BAG, _LARGEST_BAG, indices.size)
-    sizes = [most, *rng.integers(1, most + 1, size=_BAGS - 1).tolist()]
-    return Bags.of(rng.choice(indices, count, replace=rule.feature != "movies") for count in sizes)
-
-
-def _pooling(found: Any, sums: Wide, bags: Bags) -> Pooling | None:
-    """Return how found, (n_bags, width), comes from the sums of the bags, None where it does not."""
-    for pooling, power in _POWERS.items():
-        expected = sums / (bags.sizes**power)[:, None]
-        largest = float(np.abs(expected).max())
-        if found.shape == expected.shape and np.allclose(found, expected, rtol=0, atol=_TOLERANCE * largest):
-            return pooling
-    return None
+    features: dict[str, MovieFeature] = {}
+    for rule in rules:
+        features[rule.feature] = MovieFeature(rule.feature, bags.offsets, one)
+    return encode(rules, bags, positions=one, features=features, ids=one)

@@ -16,11 +16,11 @@ from weakref import finalize
 import numpy as np
 import numpy.typing as npt
 
-from embedstore.errors import UsageError
+from embedstore.errors import NotFoundError, UsageError
 from embedstore.importing.model import Matrix, PlainStack
 from embedstore.runs.declaration import InputRule, ModelInput
 from embedstore.runs.quiet import start_tensorflow
-from embedstore.runs.served import FILES, Session, session_of
+from embedstore.runs.served import FILES, Session, one_of, said, session_of
 
 __all__ = ["KerasModel", "open_keras"]
 
@@ -57,9 +57,7 @@ class KerasModel:
         """What is converted, a sentence each."""
         types = sorted({_type(weight) for weight in self.weights.values()} & set(_CONVERTED))
         return (
-            [f"the weights of the model are {' and '.join(types)}: V is converted to float32"]
-            if types
-            else []
+            [f"the weights of the model are {', '.join(types)}: V is converted to float32"] if types else []
         )
 
     @property
@@ -71,13 +69,12 @@ class KerasModel:
         """Return the shape of every matrix, by the name of its layer, or by its path where that has more."""
         wide = {path: weight for path, weight in self.weights.items() if _is_matrix(weight)}
         layers = [_layer(path).rpartition("/")[2] for path in wide]
-        return {
-            layer if layer and layers.count(layer) == 1 else path: (
-                int(weight.shape[0]),
-                int(weight.shape[1]),
-            )
-            for (path, weight), layer in zip(wide.items(), layers, strict=True)
-        }
+        names = [
+            layer if layers.count(layer) == 1 and layer else path
+            for path, layer in zip(wide, layers, strict=True)
+        ]
+        shapes = [(int(weight.shape[0]), int(weight.shape[1])) for weight in wide.values()]
+        return dict(zip(names, shapes, strict=True))
 
     def matrix(self, name: str, n: int) -> tuple[Matrix, Matrix | None]:
         """Return the weight of a layer, or of that path, as (n, width), and the bias (n,) of a Dense layer.
@@ -118,6 +115,8 @@ class KerasModel:
         from embedstore.importing.graph import Graph
 
         traced = self.trace()
+        if len(traced.function.captured_inputs) > len(traced.function.variables):
+            return None  # what else it holds on to, such as a vocabulary of texts, is no constant
         try:
             return Graph(traced.function, traced.placeholders, traced.output)
         except (ValueError, tf.errors.OpError):  # more than a graph can hold: TensorFlow has to serve it
@@ -126,10 +125,9 @@ class KerasModel:
     def _path(self, name: str) -> str:
         """Return the path of the one matrix that name stands for."""
         wide = [path for path, weight in self.weights.items() if _is_matrix(weight)]
+        ends = f"/{name}"
         fits = [path for path in wide if path == name] or [
-            path
-            for path in wide
-            if f"/{path}".endswith(f"/{name}") or f"/{_layer(path)}".endswith(f"/{name}")
+            path for path in wide if f"/{path}".endswith(ends) or f"/{_layer(path)}".endswith(ends)
         ]
         if len(fits) != 1:
             found = f"{len(fits)} matrices ({', '.join(fits)})" if fits else "no matrix"
@@ -148,7 +146,8 @@ def open_keras(source: Any, *, output: str | None = None, signature: str | None 
     A model with Python code of its own (a Lambda layer, a class that Keras does not know) is read from a file
     only where the program has registered that code; it becomes a SavedModel, whose graph does without.
 
-    Raises UsageError where source cannot be read, or does not say which of its outputs is psi (n, width).
+    Raises NotFoundError where there is no source, UsageError where it cannot be read, or does not say which
+    of its outputs is psi, (n, width).
     """
     path = Path(source) if isinstance(source, str | Path) else None
     if path is not None and path.suffix.lower() in (".h5", ".hdf5"):
@@ -188,16 +187,13 @@ def _read(path: Path) -> tuple[Any, Sequence[str]]:
         with zipfile.ZipFile(path) as file:
             config = json.loads(file.read("config.json"))
             version = str(json.loads(file.read("metadata.json")).get("keras_version"))
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"there is no model {path}; expected a .keras file or the folder of a SavedModel"
+        ) from error
     except OSError as error:
         raise UsageError(f"model {path} cannot be read: {error.strerror or error}") from error
-    except (
-        zipfile.BadZipFile,
-        KeyError,
-        ValueError,
-        RuntimeError,
-        NotImplementedError,
-        AttributeError,
-    ) as error:
+    except Exception as error:
         raise UsageError(
             f"{path} is no .keras file, or not all of it; expected what model.save('model.keras') of Keras 3 "
             "writes"
@@ -216,7 +212,7 @@ def _read(path: Path) -> tuple[Any, Sequence[str]]:
                 f"{path} was written by Keras {version}, and this is Keras {keras.__version__}; install that "
                 "one, or write the model there with model.export(FOLDER) and import FOLDER"
             ) from error
-        raise UsageError(f"{path} cannot be read as a Keras model: {_said(error)}") from error
+        raise UsageError(f"{path} cannot be read as a Keras model: {said(error)}") from error
 
 
 def _keras_model(
@@ -229,7 +225,7 @@ def _keras_model(
         if output is not None:
             raise UsageError(
                 f"the model is a {type(model).__name__}, in which no layer can be found by name; leave "
-                f"output {output!r} out, and give a model whose only output is psi"
+                f"--output {output} out, and give a model whose only output is psi"
             )
         return _exported(model, weights)
     psi = _psi(model, output)
@@ -243,7 +239,7 @@ def _keras_model(
     whole = len(inputs) == len(model.inputs) and psi is model.outputs[0]
     tower = keras.Model(inputs, psi)
     if foreign:
-        return _exported(tower, weights)
+        return _exported(tower if output is None else keras.Model(inputs, {output: psi}), weights)
 
     def trace() -> _Traced:
         import tensorflow as tf
@@ -262,7 +258,7 @@ def _keras_model(
         inputs=given,
         width=width,
         weights=weights,
-        call=lambda feeds: keras.ops.convert_to_numpy(tower(dict(feeds), training=False)),
+        call=lambda feeds: tower(dict(feeds), training=False).numpy(),
         trace=trace,
         copy=(lambda target: shutil.copyfile(file, target)) if file is not None and whole else tower.save,
     )
@@ -276,7 +272,7 @@ def _exported(model: Any, weights: Mapping[str, Any]) -> KerasModel:
     except Exception as error:
         shutil.rmtree(folder)
         raise UsageError(
-            f"the model is a {type(model).__name__} that cannot become a SavedModel ({_said(error)}); call "
+            f"the model is a {type(model).__name__} that cannot become a SavedModel ({said(error)}); call "
             "it once on a batch, so that it knows its inputs, or give a SavedModel of it"
         ) from error
     exported = replace(_saved_model(folder, None, None), weights=weights)
@@ -287,14 +283,12 @@ def _exported(model: Any, weights: Mapping[str, Any]) -> KerasModel:
 def _psi(model: Any, output: str | None) -> Any:
     """Return the tensor that the output of a layer is, or the model's only one."""
     made = getattr(model, "output", None)  # which a Sequential lacks
-    named = (
-        [*made.items()] if isinstance(made, dict) else [(_made_by(found), found) for found in model.outputs]
-    )
+    named = [*made.items()] if isinstance(made, dict) else [(_made_by(one), one) for one in model.outputs]
     if output is None:
         if len(named) > 1:
             raise UsageError(
                 f"the model has {len(named)} outputs ({', '.join(name for name, _ in named)}); name the one "
-                "that is psi with output"
+                "that is psi with --output"
             )
         return model.outputs[0]
     reached = _reached(model.outputs)
@@ -367,11 +361,16 @@ def _saved_model(path: Path, output: str | None, signature: str | None) -> Keras
     try:
         module = tf.saved_model.load(str(path))
     except Exception as error:
-        raise UsageError(f"{path} cannot be read as a SavedModel: {_said(error)}") from error
-    names = list(module.signatures)
-    if signature is None and sorted(names) == ["serve", "serving_default"]:  # Keras writes one under both
+        raise UsageError(f"{path} cannot be read as a SavedModel: {said(error)}") from error
+    names = sorted(module.signatures)
+    if not names:
+        raise UsageError(
+            f"{path} has no signature; expected one, as model.export(FOLDER) of Keras or signatures= of "
+            "tf.saved_model.save writes it"
+        )
+    if signature is None and names == ["serve", "serving_default"]:  # Keras writes one under both
         signature = "serving_default"
-    signature = _one_of("signature", signature, names)
+    signature = one_of("signature", signature, names)
     function = module.signatures[signature]
     specs = function.structured_input_signature[1]
     for name, spec in specs.items():
@@ -380,7 +379,7 @@ def _saved_model(path: Path, output: str | None, signature: str | None) -> Keras
                 f"input {name!r} of signature {signature!r} is sparse or ragged; expected a dense one"
             )
     outputs = sorted(function.structured_outputs)
-    chosen = _one_of("output", output, outputs)
+    chosen = one_of("output", output, outputs)
 
     def call(feeds: Mapping[str, npt.NDArray[Any]]) -> Any:
         tensors = {name: tf.constant(value, specs[name].dtype) for name, value in feeds.items()}
@@ -399,21 +398,6 @@ def _saved_model(path: Path, output: str | None, signature: str | None) -> Keras
         trace=lambda: _Traced(function, {name: name for name in specs}, outputs.index(chosen)),
         copy=lambda target: shutil.copytree(path, target),
     )
-
-
-def _one_of(what: str, given: str | None, names: Sequence[str]) -> str:
-    """Return the name that is given, or the only one there is."""
-    if given is None and len(names) == 1:
-        return names[0]
-    if given is not None and given in names:
-        return given
-    if not names:
-        raise UsageError(
-            f"the SavedModel has no {what}; expected one, as model.export(FOLDER) of Keras or signatures= of "
-            "tf.saved_model.save writes it"
-        )
-    found = f"no {what} {given!r}" if given is not None else f"{len(names)} {what}s"
-    raise UsageError(f"the SavedModel has {found}; name one of {', '.join(names)} with {what}")
 
 
 def _variables(module: Any) -> dict[str, Any]:
@@ -507,9 +491,3 @@ def _shape(shape: Any) -> tuple[int | None, ...] | None:
 
 def _numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".") if part.isdigit()]
-
-
-def _said(error: Exception) -> str:
-    """Return the first line of an error, cut off: what these libraries say can be pages."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return first[:300]

@@ -52,14 +52,15 @@ def check_order(
     orders = {text: here[rows] for text, rows in _orders(movies, places, ratings)}
     given, *usual = judges.z_scores(vectors, [np.arange(len(movies)), *orders.values()])
     best, text = max(zip(usual, orders, strict=True))
-    if best > _BETTER * given + _SURE:
+    least = max(_SURE, _SHARE * judges.reference)
+    if best > max(least, _BETTER * given + _SURE):
         return Finding(
             "scrambled",
             f"the ids do not match the rows of V: {text} (movies that the same users rated have near vectors "
             f"then, z-score {best:.0f}, and {given:.0f} as given)",
             serious=True,
         )
-    if given < max(_SURE, _SHARE * judges.reference):
+    if given < least:
         return Finding(
             "scrambled",
             "the ids look scrambled against the rows of V, or V was hardly trained: movies that the same "

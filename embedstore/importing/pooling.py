@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,18 +39,12 @@ class Branch:
         """The rule of the input that the values go into; the others are its mask and length."""
         return next(rule for rule in self.rules if rule.form not in ("mask", "length"))
 
-    @property
-    def first(self) -> int:
-        """The index of the first value."""
-        return 0 if self.rule.form == "ids" else self.rule.first
-
     def table(self) -> Matrix:
-        """Return what the part gives for every index alone, (size, width), zeros for those before first."""
+        """Return what the part gives for every index alone, (size, width), zeros where that is NaN."""
         step = max(1, _BATCH_FLOATS // (self.size if self.rule.form == "multi_hot" else 256))
-        n = self.size - self.first
-        alone = [np.arange(start, min(start + step, n)) for start in range(0, n, step)]
-        rows = np.concatenate([self._given(Bags(part, np.arange(part.size + 1))) for part in alone])
-        return np.concatenate([np.zeros((self.first, rows.shape[1]), np.float32), rows])
+        alone = np.split(np.arange(self.size), range(step, self.size, step))
+        rows = [self._given(Bags(part, np.arange(part.size + 1))) for part in alone]
+        return np.nan_to_num(np.concatenate(rows).astype(np.float32, copy=False))
 
     def pooling(self, table: Matrix | None) -> Pooling | None:
         """Return how the part pools the rows of table, told by random bags; None where in none of the ways.
@@ -58,16 +52,21 @@ class Branch:
         None for table: the part gives the bag itself, one column for each index.
         """
         rng = np.random.default_rng(0)
-        padding = self.rule.padding if self.rule.form in ("indices", "ids") else None
-        values = np.setdiff1d(np.arange(self.first, self.size), [] if padding is None else [padding])
+        values = np.arange(0 if self.rule.form == "ids" else self.rule.first, self.size)
+        if self.rule.form != "multi_hot":
+            values = values[values != self.rule.padding]
+        if not values.size:
+            return None
         movies = self.rule.feature == "movies"  # of which a history has each once, of genres and years not
         most = min(self.rule.length or _LONGEST, _LONGEST, values.size if movies else _LONGEST)
         sizes = rng.integers(1, most + 1, size=_BAGS)
         bags = Bags.of(rng.choice(values, size, replace=not movies) for size in sizes)
-        found = self._given(Bags(bags.rows - self.first, bags.offsets))
-        counts = np.zeros((_BAGS, self.size))
-        np.add.at(counts, (np.repeat(np.arange(_BAGS), sizes), bags.rows), 1.0)
-        total = counts if table is None else counts @ table
+        found = self._given(bags)
+        if table is None:
+            total = np.zeros((_BAGS, self.size))
+            np.add.at(total, (np.repeat(np.arange(_BAGS), sizes), bags.rows), 1.0)
+        else:
+            total = np.add.reduceat(table[bags.rows], bags.offsets[:-1], axis=0, dtype=np.float64)
         if found.shape != total.shape:
             return None
         divisors: Mapping[Pooling, Rows | npt.NDArray[np.float64] | int] = {
@@ -79,9 +78,10 @@ class Branch:
         return next((way for way, by in divisors.items() if np.abs(found - total / by).max() <= near), None)
 
     def _given(self, bags: Bags) -> Matrix:
-        """Return what the part gives for bags of values, the first one 0."""
-        values = np.arange(self.size - self.first)
-        feature = MovieFeature(self.rule.feature, np.arange(values.size + 1), values)
+        """Return what the part gives for bags of indices."""
+        indices = np.arange(self.size)
+        feature = MovieFeature(self.rule.feature, np.arange(self.size + 1), indices)
+        rules = [replace(rule, first=0, unknown=None) for rule in self.rules]
         return self.ask(
-            encode(self.rules, bags, positions=values, features={self.rule.feature: feature}, ids=values)
+            encode(rules, bags, positions=indices, features={self.rule.feature: feature}, ids=indices)
         )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from embedstore.data.dataset import Movie, MovieTable
 from embedstore.data.features import Rows, Vocabulary
-from embedstore.errors import UsageError
+from embedstore.errors import NotFoundError, UsageError
 from embedstore.importing.vectors import read_ids, read_vectors, refuse_pickle
 from embedstore.runs.declaration import Declaration, InputRule, read_declaration
 from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature
@@ -138,9 +138,16 @@ def of_model(
         home, declaration = Path(declaration).parent, read_declaration(Path(declaration))
     else:
         home = Path()
+    told: list[str] = []
     if declaration is None:
         labels = {feature: movies.labels(feature) for feature in ("genres", "years")}
         declaration = infer(model.inputs, model.tables, n_movies=len(movies), labels=labels)
+        told += [
+            f"what the columns of {rule.name!r} hold cannot be told from the model: 1 was taken for every "
+            f"{rule.feature[:-1]} of the history; where they were divided, declare values as mean or l2"
+            for rule in declaration.inputs
+            if rule.form == "multi_hot"
+        ]
     rules = declaration.inputs
     places, size = _places(movies, declaration.vocabulary, home)
     _check_inputs(model, rules, size)
@@ -162,6 +169,13 @@ def of_model(
             signature=signature,
         )
         proven = prove(served, lambda: model.plain(rules), say)
+        for feature in proven.silent:
+            done = (
+                "this run can have none"
+                if proven.tower is served
+                else "this run takes zeros in place of its mean"
+            )
+            notes.append(f"the model answers NaN where no movie of a history has {feature}: {done}")
         if proven.limit is not None:
             notes.append(
                 f"psi is a mean of one vector per movie, but only of the newest {proven.limit}, since the "
@@ -171,7 +185,7 @@ def of_model(
             matrix if bias is None else np.column_stack([matrix, bias]),
             proven.tower,
             _SERVED_BY[model.kind] if proven.tower is served else "numpy",
-            [*model.notes, *notes],
+            [*model.notes, *told, *notes],
             declaration,
             proven.difference,
             {"vectors": name, "tower": _named(tower)},
@@ -183,12 +197,20 @@ def open_model(tower: Any, *, output: str | None, signature: str | None) -> Towe
 
     Raises NotFoundError where there is none, UsageError where it is of no kind that can be read.
     """
-    if isinstance(tower, bytes) or Path(str(tower)).suffix.lower() == ".onnx":
+    kind = Path(tower).suffix.lower() if isinstance(tower, str | Path) else ""
+    if isinstance(tower, str | Path) and not Path(tower).exists():
+        raise NotFoundError(f"model {tower}: there is no such file or folder; check the path")
+    if isinstance(tower, bytes) or kind == ".onnx":
         from embedstore.importing.onnx_model import OnnxModel
 
         return OnnxModel(tower if isinstance(tower, bytes) else Path(tower), output=output)
     refuse_pickle(str(tower))
+    if kind not in ("", ".keras", ".h5", ".hdf5") and not Path(tower).is_dir():
+        raise UsageError(f"{tower} is no model: expected .onnx, .keras or the folder of a SavedModel")
     from embedstore.importing.keras_model import open_keras
+    from embedstore.runs.served import require
+
+    require("keras")
 
     return open_keras(Path(tower) if isinstance(tower, str) else tower, output=output, signature=signature)
 

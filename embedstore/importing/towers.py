@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from embedstore.data.features import Bags, Rows
 from embedstore.errors import DataError
@@ -36,12 +37,14 @@ class Proven:
 
     difference: the largest from the model, of the largest value of its dimension, on 1,000 random
     histories; None where the model itself answers. limit: the movies of a history beyond which an else
-    additive model is none, since its input has no room for more.
+    additive model is none, since its input has no room for more. silent: the features, genres or years,
+    that make the model answer NaN where no movie of a history has one, as a mean of nothing does.
     """
 
     tower: AdditiveTower | DenseTower | ServedTower
     difference: float | None = None
     limit: int | None = None
+    silent: Sequence[str] = ()
 
 
 def random_histories(n_movies: int, count: int, *, longest: int = LONGEST, seed: int = 0) -> Bags:
@@ -57,17 +60,21 @@ def prove(model: ServedTower, stack: Callable[[], PlainStack | None], say: Say) 
 
     stack: what the model looks like by its weights, asked where it is not additive.
 
-    Raises DataError where the model answers a history with NaN or infinity.
+    Raises DataError where the model answers a history with NaN or infinity, of which every input has a value.
     """
     n, room = len(model.ids), _room(model.rules)
     say("comparing psi with the mean of psi of single movies")
-    few = random_histories(n, _FEW, longest=room or LONGEST, seed=1)
+    few = _of_known(model, random_histories(n, _FEW, longest=room or LONGEST, seed=1))
+    if not len(few):
+        return Proven(model)
     answers = _answers(model, few)
     if room and (model.positions >= 0).all():
         used, places = np.unique(few.rows, return_inverse=True)
         means = AdditiveTower(_singles(model, used)).batch(Bags(places, few.offsets))
-        if _difference(means, answers) <= TOLERANCE:
-            rows = _singles(model, np.arange(n))
+        if (
+            _difference(means, answers) <= TOLERANCE
+            and np.isfinite(rows := _singles(model, np.arange(n))).all()
+        ):
             limited = room < min(LONGEST, n)
             mean = DenseTower([TowerInput("movies", rows, newest=room)]) if limited else AdditiveTower(rows)
             if (difference := _compared(mean, model, say)) <= TOLERANCE:
@@ -78,15 +85,20 @@ def prove(model: ServedTower, stack: Callable[[], PlainStack | None], say: Say) 
     if dense is not None and _difference(dense.batch(few), answers) <= TOLERANCE:
         difference = _compared(dense, model, say)
         if difference <= TOLERANCE:
-            return Proven(dense, difference)
-    return Proven(model)
+            return Proven(dense, difference, silent=_silent(model))
+    return Proven(model, silent=_silent(model))
 
 
 def _compared(tower: AdditiveTower | DenseTower, model: ServedTower, say: Say) -> float:
     """Return the largest difference of tower from model on 1,000 random histories."""
     say(f"comparing the tower with the model on {N_HISTORIES:,} histories")
-    histories = random_histories(len(model.ids), N_HISTORIES)
+    histories = _of_known(model, random_histories(len(model.ids), N_HISTORIES))
     return _difference(tower.batch(histories), _answers(model, histories))
+
+
+def _of_known(model: ServedTower, histories: Bags) -> Bags:
+    """Return the histories that the model knows a movie of."""
+    return histories.of_users(model.knows(histories))
 
 
 def _room(rules: Sequence[InputRule]) -> int:
@@ -98,12 +110,34 @@ def _room(rules: Sequence[InputRule]) -> int:
 
 
 def _answers(model: ServedTower, histories: Bags) -> Matrix:
+    """Return psi, NaN where the model answers so, since an input of genres or years is empty."""
     psi = model.batch(histories)
-    finite = np.isfinite(psi).all(axis=1)
-    if not finite.all():
-        size = int(histories.sizes[int(np.argmin(finite))])
+    wrong = ~np.isfinite(psi).all(axis=1) & ~np.any(list(_empty(model, histories).values()), axis=0)
+    if wrong.any():
+        size = int(histories.sizes[int(np.argmax(wrong))])
         raise DataError(f"the model gives NaN or infinity for a history of {size} movies; train it again")
     return psi
+
+
+def _empty(model: ServedTower, histories: Bags) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return by feature, genres or years, which histories have no value of it, each (n_users,)."""
+    empty: dict[str, npt.NDArray[np.bool_]] = {}
+    for rule in model.rules:
+        if rule.labels:
+            bags = model.features[rule.feature].bags(histories)
+            known = bags if rule.unknown is not None else bags.where(bags.rows >= 0)
+            empty[rule.feature] = known.sizes == 0
+    return empty
+
+
+def _silent(model: ServedTower) -> list[str]:
+    """Return the features without a value of which the model answers NaN."""
+    alone = _of_known(model, Bags(np.arange(len(model.ids)), np.arange(len(model.ids) + 1)))
+    silent = []
+    for feature, empty in _empty(model, alone).items():
+        if empty.any() and not np.isfinite(model.batch(alone.of_users(empty).part(0, 1))).all():
+            silent.append(feature)
+    return silent
 
 
 def _singles(model: ServedTower, rows: Rows) -> Matrix:
@@ -112,7 +146,9 @@ def _singles(model: ServedTower, rows: Rows) -> Matrix:
 
 
 def _difference(found: Matrix, expected: Matrix) -> float:
-    """Return the largest difference, relative to the largest value of its dimension."""
+    """Return the largest difference, relative to the largest value of its dimension; NaN is left out."""
+    there = np.isfinite(expected).all(axis=1)
+    found, expected = found[there], expected[there]
     largest = np.abs(expected).max(axis=0)  # (embedding_dim,)
     scale = np.maximum(largest, _NOISE * largest.max()).astype(np.float64)
     differences = np.abs(found.astype(np.float64) - expected) / np.where(scale > 0, scale, 1)
@@ -129,10 +165,9 @@ def _dense(stack: PlainStack, model: ServedTower) -> DenseTower | None:
         if any(done.feature == rule.feature for done in inputs):
             return None
         if rule.feature == "movies":
-            indices = model.positions + rule.first
-            if rule.unknown is None and (model.positions < 0).any():
+            indices = _rows_of_movies(model, rule)
+            if indices is None or int(indices.max()) >= len(part.table):
                 return None
-            indices = np.where(model.positions >= 0, indices, rule.unknown or 0)
             newest = rule.length if rule.length is not None and rule.length < len(indices) else None
             inputs.append(TowerInput("movies", part.table[indices], part.pooling, newest=newest))
             continue
@@ -147,6 +182,15 @@ def _dense(stack: PlainStack, model: ServedTower) -> DenseTower | None:
         features[rule.feature] = replace(feature, labels=labels)
         inputs.append(TowerInput(rule.feature, part.table[own], part.pooling))
     return DenseTower(inputs, stack.layers, model.constant, features)
+
+
+def _rows_of_movies(model: ServedTower, rule: InputRule) -> Rows | None:
+    """Return the row of a table for every movie, None where some are left out or known by text."""
+    if rule.form == "ids":
+        return model.ids.astype(np.int64) if model.ids.dtype.kind in "iu" else None
+    if rule.unknown is None and (model.positions < 0).any():
+        return None
+    return np.where(model.positions >= 0, model.positions + rule.first, rule.unknown or 0)
 
 
 def _without_unknown(feature: MovieFeature) -> MovieFeature:

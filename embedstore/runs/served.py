@@ -92,7 +92,7 @@ def open_session(
     except EmbedstoreError:
         raise
     except Exception as error:  # these libraries raise anything of a file that is not theirs
-        raise UsageError(f"the {NAMES[kind]} cannot be opened: {_said(error)}") from error
+        raise UsageError(f"the {NAMES[kind]} cannot be opened: {said(error)}") from error
 
     return session_of(kind, run, size)
 
@@ -110,7 +110,7 @@ def session_of(kind: str, run: _Call, size: int | None = None) -> Session:
                 psi = psi.astype(np.float32)
         except Exception as error:
             raise RunError(
-                f"the {NAMES[kind]} refuses what its declaration makes of a history: {_said(error)}"
+                f"the {NAMES[kind]} refuses what its declaration makes of a history: {said(error)}"
             ) from error
         n = len(next(iter(feeds.values())))
         if psi.ndim != 2 or len(psi) != n or psi.dtype.kind != "f":
@@ -131,8 +131,13 @@ def _onnx(content: bytes, output: str | None) -> tuple[_Call, int | None]:
     options.enable_mem_pattern = False  # of which there is one for every length of a history
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    name = _one_of("output", output, [found.name for found in session.get_outputs()])
+    session = onnxruntime.InferenceSession(
+        content,
+        options,
+        providers=["CPUExecutionProvider"],
+        enable_fallback=0,  # to another provider, which it prints
+    )
+    name = one_of("output", output, [found.name for found in session.get_outputs()])
 
     def run(feeds: Mapping[str, Array]) -> Array:
         return np.asarray(session.run([name], dict(feeds))[0])
@@ -148,7 +153,7 @@ def _keras(path: Path | bytes, output: str | None) -> tuple[_Call, int | None]:
     inputs = {tensor.name: tensor for tensor in model.inputs}
     named = {tensor._keras_history.operation.name: tensor for tensor in model.outputs}
     if output is None or output in named:
-        psi = named[_one_of("output", output, list(named))]
+        psi = named[one_of("output", output, list(named))]
     else:
         psi = model.get_layer(output).output
     asked = keras.Model(inputs, psi)
@@ -165,9 +170,9 @@ def _saved_model(path: Path | bytes, output: str | None, signature: str | None) 
 
     module = tf.saved_model.load(str(path))
     given = signature or ("serving_default" if "serving_default" in module.signatures else None)
-    which = _one_of("signature", given, list(module.signatures))
+    which = one_of("signature", given, list(module.signatures))
     inputs = module.signatures[which].structured_input_signature[1]
-    name = _one_of("output", output, list(module.signatures[which].structured_outputs))
+    name = one_of("output", output, sorted(module.signatures[which].structured_outputs))
 
     def run(feeds: Mapping[str, Array]) -> Array:
         tensors = {key: tf.constant(value) for key, value in feeds.items()}
@@ -177,7 +182,7 @@ def _saved_model(path: Path | bytes, output: str | None, signature: str | None) 
     return run, _fixed([tuple(found.shape) for found in inputs.values()])
 
 
-def _one_of(what: str, given: str | None, names: Sequence[str]) -> str:
+def one_of(what: str, given: str | None, names: Sequence[str]) -> str:
     """Return the name that is given, or the only one there is."""
     if given in names:
         return str(given)
@@ -204,7 +209,7 @@ def _in_parts(run: _Call, feeds: Mapping[str, Array], size: int) -> Array:
     return np.concatenate(parts)
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """Return the first line of an error, cut off: what these libraries say can be pages."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return first[:300]

@@ -34,6 +34,7 @@ __all__ = [
     "HEARTBEAT_SECONDS",
     "HISTORY_VECTOR",
     "INDEXES",
+    "LARGEST_DIM",
     "NAMESPACE",
     "SCHEMA_VERSION",
     "STALE_SECONDS",
@@ -70,7 +71,7 @@ State = Literal["building", "sealed", "deleting"]
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _LARGEST_POINT_ID = 2**64 - 1
-_LARGEST_DIM = 65_536  # of Qdrant; a larger one would only take memory
+LARGEST_DIM = 65_536  # of Qdrant; a larger one would only take memory
 _SHOWN = 50  # characters of a value that cannot be meant
 
 
@@ -220,8 +221,8 @@ _DECIDING: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     # It is a part of programs that `contract` writes to be pasted into a shell.
     "run_id": ("letters, digits, '_.-'", lambda value: _is_text(value) and bool(_RUN.fullmatch(value))),
     "dim": (
-        f"an integer from 1 to {_LARGEST_DIM}",
-        lambda value: _is_integer(value, 1) and value <= _LARGEST_DIM,
+        f"an integer from 1 to {LARGEST_DIM}",
+        lambda value: _is_integer(value, 1) and value <= LARGEST_DIM,
     ),
     "count": ("an integer", lambda value: _is_integer(value, 0)),
     "tower": ("additive, dense or none", lambda value: value in ("additive", "dense", "none")),

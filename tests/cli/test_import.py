@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from embedstore.cli import run as embedstore
@@ -14,13 +15,14 @@ from embedstore.data.dataset import Dataset, Movie, RatingColumns
 from embedstore.importing import import_run
 from embedstore.runs.run import Run
 from tests.builders import written
+from tests.cli.test_bad_input_import import KERAS, MEAN, save_onnx
 
 Capture = pytest.CaptureFixture[str]
 N, DIM = 60, 5
 
 
 def two_tastes() -> Dataset:
-    """Return ratings of 60 movies, ids 101, 103, ...: half of the users rate every other one, half the rest."""
+    """Return ratings of 60 movies, 101, 103, ...: half of the users rate every other one, half the rest."""
     rng = np.random.default_rng(0)
     users = np.repeat(np.arange(1, 201), 12)
     numbers = np.concatenate([rng.choice(N // 2, 12, replace=False) * 2 + user % 2 for user in range(200)])
@@ -140,6 +142,79 @@ def test_titles_come_of_the_ratings_where_there_are_only_ids(
     np.save("ids.npy", model["ids"])
     told = imported(capsys, "--vectors", "V.npy", "--ids", "ids.npy", "--ratings", "tastes")
     assert Run.load(told["path"]).catalog[0].title == "Movie 101"
+
+
+IDS_AND_MASK = "int64[users, length] ids, float[users, length] mask"
+MODELS = {  # what follows the mean of the rows of the table, tower, what computes psi
+    "mean": ("psi = Identity (mean)", "additive", "numpy"),
+    "stack": ("h = Gemm (mean, w, b) psi = Tanh (h)", "dense", "numpy"),
+    "other": ("h = Gemm (mean, w, b) psi = Sin (h)", "dense", "onnxruntime"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_queried_as_it_answers_itself(
+    folder: Path, model: dict[str, Any], capsys: Capture, name: str
+) -> None:
+    body, tower, served_by = MODELS[name]
+    rng = np.random.default_rng(3)
+    weights = {"w": rng.normal(size=(DIM, DIM)), "b": rng.normal(size=DIM)}
+    save_onnx(
+        folder / "psi.onnx",
+        IDS_AND_MASK,
+        f"{MEAN.replace('psi =', 'mean =')} {body}",
+        f"float[users, {DIM}] psi",
+        table=np.vstack([np.zeros(DIM), model["E"]]).astype(np.float32),
+        **{key: value.astype(np.float32) for key, value in weights.items()},
+    )
+    arguments = ["--vectors", "V.npy", "--movies", "movies.csv", "--tower", "psi.onnx"]
+    told = imported(capsys, *arguments, "--write-input", "input.json")
+    assert (told["tower"], told["served_by"]) == (tower, served_by)
+    assert (told["difference"] is None) == (served_by != "numpy")
+    assert json.loads(Path("input.json").read_text()) == told["declaration"]
+    again = imported(capsys, *arguments, "--input", "input.json")
+    assert again["declaration"] == told["declaration"]
+    assert embedstore(["sync"]) == 0
+    capsys.readouterr()
+    history = (105, 109, 151)
+    indices = [[int(np.flatnonzero(model["ids"] == movie_id)[0]) + 1 for movie_id in history]]
+    session = onnxruntime.InferenceSession("psi.onnx")
+    psi = session.run(["psi"], {"ids": np.array(indices), "mask": np.ones((1, 3), np.float32)})[0][0]
+    assert answered(capsys, "--history", "105,109,151", "-k", "7") == best(model, psi, 7, history)
+    assert embedstore(["embed", "--history", "105,109,151", "--json"]) == 0
+    embedded = json.loads(capsys.readouterr().out)["user_embedding"]
+    np.testing.assert_allclose(embedded, psi, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings(KERAS)
+def test_a_keras_model_that_serves_itself_may_run(
+    folder: Path, model: dict[str, Any], capsys: Capture
+) -> None:
+    import keras
+
+    watched = keras.Input((N,), name="movies")
+    psi = keras.layers.Dense(DIM, "softsign", name="psi")(watched)
+    whole = keras.Model(watched, keras.layers.Dense(N, name="logits")(psi))
+    whole.get_layer("logits").set_weights([model["V"].T, np.linspace(0, 1, N)])
+    whole.save("whole.keras")
+    told = imported(
+        capsys,
+        "--tower",
+        "whole.keras",
+        "--output",
+        "psi",
+        "--vectors",
+        "model:logits",
+        "--movies",
+        "movies.csv",
+    )
+    assert (told["tower"], told["served_by"], told["embedding_dim"]) == ("dense", "tensorflow", DIM + 1)
+    assert embedstore(["sync"]) == 0
+    capsys.readouterr()
+    hot = np.isin(model["ids"], (105, 109))[None].astype(np.float32)
+    logits = np.where(hot[0] > 0, -np.inf, np.asarray(whole(hot))[0])
+    expected = [int(model["ids"][row]) for row in np.argsort(-logits)[:7]]
+    assert answered(capsys, "--history", "105,109", "-k", "7") == expected
 
 
 def test_text_tells_what_was_found(folder: Path, capsys: Capture) -> None:

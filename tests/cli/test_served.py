@@ -117,6 +117,8 @@ def test_the_rest_of_the_commands_take_it(run: Run, capsys: Capture) -> None:
     assert embedstore(["sync", "20250101t000000-0000"]) == 0
     assert said(capsys, "compare-live", RUN_ID, "--json")["n_users"] > 0
     assert embedstore(["sync"]) == 0
+    assert embedstore(["sync", "--debias", "0.5"]) == 0
+    assert said(capsys, "query", "--history", "6,8", "--json")["collection"].endswith("_debias0.50")
     assert embedstore(["export", "--onnx"]) == 0
     assert embedstore(["runs", "allow"]) == 0
     assert "computed by no program" in capsys.readouterr().out

@@ -30,10 +30,12 @@ movies, column = np.unique(rated[:, 1].astype(int), return_inverse=True)
 likes = np.zeros((users.size, movies.size), np.float32)
 likes[row, column] = rated[:, 2] >= 4
 vectors = np.linalg.svd(likes, full_matrices=False)[2][:4].T
-rows = vectors if not os.environ.get("SPOILT") else np.random.default_rng(0).normal(size=vectors.shape)
+spoilt = os.environ.get("SPOILT")
+rows = vectors if spoilt != "psi" else -vectors
+movies = movies if spoilt != "order" else np.random.default_rng(0).permutation(movies)
 os.chdir(os.environ["MODEL"])
 np.save("V.npy", vectors)
-np.save("E.npy", rows.astype(np.float32))
+np.save("E.npy", rows)
 with open("movies.csv", "w") as file:
     file.write("movieId,title,genres\\n")
     file.writelines(f"{movie},Movie {movie} (1990),Drama\\n" for movie in movies)
@@ -102,13 +104,28 @@ def test_a_second_night_goes_live_and_a_spoilt_third_is_held_back(job: Job) -> N
     assert second is not None
     assert second > first
     assert "gate overlap@10>=0.3 passed" in printed
-    printed = job.night(expected=4, SPOILT="1")
+    printed = job.night(expected=4, SPOILT="psi")
     assert "gate ndcg@100>=popularity failed" in printed
     assert job.live() == second
     assert job.folders() == job.there()  # the one that was held back can be looked at
     with open_store(job.store) as store:
         answer = recommend(Run.load(job.runs / second), store, user_id=1, k=5)
     assert len(answer.recommendations) == 5
+
+
+def test_vectors_of_other_movies_are_held_back_before_they_are_a_run(job: Job) -> None:
+    assert "nothing was imported" in job.night(expected=4, SPOILT="order")
+    assert job.live() is None
+    assert job.folders() == []
+
+
+@pytest.mark.tf
+def test_by_default_the_model_is_the_two_tower_example(job: Job) -> None:
+    del job.settings["TRAIN_COMMAND"]
+    assert "Epoch 6/6" in job.night(GATES="")
+    live = job.live()
+    assert live is not None
+    assert Run.load(job.runs / live).manifest.tower == "additive"
 
 
 @pytest.mark.parametrize("step", ["runs import", "sync", "gc --keep"])

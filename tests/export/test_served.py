@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,8 @@ from embedstore.errors import UsageError
 from embedstore.export import export_run
 from embedstore.export.served import inputs_of
 from embedstore.runs.consent import allow
-from embedstore.runs.served import open_session
 from embedstore.runs.tower import MovieFeature
+from tests.export.test_export import snippet
 from tests.runs.models import N, expected, served_run, served_tower, write_model
 
 
@@ -26,12 +28,16 @@ def test_the_model_is_copied_and_its_inputs_are_told(tmp_path: Path) -> None:
     assert (tmp_path / "out/model.onnx").read_bytes() == (run.path / "tower/model.onnx").read_bytes()
     told = json.loads((tmp_path / "out/vocabulary.json").read_text())
     assert (told["schema"], told["run_id"], told["constant"]) == (2, run.run_id, False)
-    (rule,) = told["inputs"]
-    # as docs/export.md says it: movies 6 and 8 are rows 5 and 7; 1 is not in the model's vocabulary
-    position = dict(zip(told["movie_ids"], told["positions"], strict=True))
-    indices = [position[movie_id] + rule["first"] for movie_id in (1, 6, 8) if position[movie_id] >= 0]
-    session = open_session("onnx", tmp_path / "out/model.onnx")
-    assert session({rule["name"]: np.array([indices], rule["dtype"])}).tolist() == [expected([5, 7])]
+    code = f"history = [1, 6, 8]\n{snippet('python served')}\nprint(psi.tolist())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "out",
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert json.loads(done.stdout) == expected([5, 7])  # movie 1 is not in the model's vocabulary
 
 
 @pytest.mark.tf

@@ -38,6 +38,7 @@ from embedstore.stores.base import open_store
 from embedstore.sync import sync
 from tests.builders import GENRES, tiny_dataset, tiny_run
 from tests.faults.report import Count, Tally
+from tests.runs.models import served_run
 
 __all__ = ["mutated_runs"]
 
@@ -47,6 +48,7 @@ ADDRESS_SPACE = 4 << 30
 ALLOWANCE = 2 << 20  # of memory beyond twice the files, for what any run takes
 SYNCED = 20  # every so many runs are also put into a store
 RUN_ID = "20261124t031500-1a2b"
+SOURCES = 5
 RAW = "@raw@"
 
 NASTY: list[Any] = [
@@ -68,15 +70,16 @@ HEADERS = [
 def mutated_runs(folder: Path, size: int) -> Count:
     """Change a run at random and read it with everything that reads runs.
 
-    Four small runs (an additive one, one with ids that are text, two with a dense tower, one of these with
-    genres) are changed in one or two of these ways, and their digests made right again, so that the change
-    gets past them: a value of a JSON file becomes another (of any type, huge, deep, not a number, half a
-    character, a path), the header of an array says something else, bytes and numbers become others, a file
-    is cut, extended, swapped with another, or is a link, a pipe or a folder. Then: load, verify, tower,
-    histories, catalog, scores of all movies, `similar`, debiasing, `runs list` and `runs show`, and of every
-    twentieth run a sync and a query. What must hold: nothing but EmbedstoreError within 30 s, nothing is
-    read through a link or outside of the folder, and Python and NumPy take no more memory (tracemalloc, at
-    its peak) than twice the files of the run and 2 MB, in a process that can have 4 GB of addresses.
+    Five small runs (an additive one, one with ids that are text, two with a dense tower, one of these
+    with genres, and one whose psi an ONNX model computes) are changed in one or two of these ways, and
+    their digests made right again, so that the change gets past them: a value of a JSON file becomes
+    another (of any type, huge, deep, not a number, half a character, a path), the header of an array says
+    something else, bytes and numbers become others, a file is cut, extended, swapped with another, or is
+    a link, a pipe or a folder. Then: load, verify, tower, histories, catalog, scores of all movies,
+    `similar`, debiasing, `runs list` and `runs show`, and of every twentieth run a sync and a query. What
+    must hold: nothing but EmbedstoreError within 30 s, nothing is read through a link or outside of the
+    folder, and Python and NumPy take no more memory (tracemalloc, at its peak) than twice the files of
+    the run and 2 MB, in a process that can have 4 GB of addresses.
     """
     sources = folder / "sources"
     _write_sources(sources)
@@ -132,6 +135,7 @@ def _write_sources(folder: Path) -> None:
         log=[{"epoch": 1, "loss": 0.1}],
         run_id=RUN_ID,
     )
+    served_run(folder / "4", run_id=RUN_ID)
     measured: dict[str, Any] = {
         "ndcg@100": 0.5,
         "intervals": {"ndcg@100": [0.4, 0.6]},
@@ -149,7 +153,8 @@ def _main(sources: Path, work: Path, first: int, count: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     warnings.simplefilter("ignore")  # of NumPy, for numbers that overflow
     answers, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115 - what the commands print, until the end
-    _read(sources / "0" / "runs", work / "first")  # imports are not memory of a run
+    for number in range(SOURCES):
+        _read(sources / str(number) / "runs", work / "first")  # imports are not memory of a run
     tracemalloc.start()
     for seed in range(first, first + count):
         signal.alarm(SECONDS)
@@ -160,7 +165,7 @@ def _main(sources: Path, work: Path, first: int, count: int) -> None:
 def _attempt(sources: Path, work: Path, seed: int) -> dict[str, Any]:
     rng = random.Random(seed)  # noqa: S311 - changes, not secrets
     shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(sources / str(rng.randrange(4)), work)
+    shutil.copytree(sources / str(rng.randrange(SOURCES)), work)
     (work / "secret").write_text("secret")
     run = work / "runs" / RUN_ID
     what = [_change(run, rng) for _ in range(rng.choice((1, 1, 1, 2)))]
@@ -411,8 +416,9 @@ def _swap(run: Path, rng: random.Random) -> str:
 
 
 def _foreign(run: Path, rng: random.Random) -> str:
-    """A file, or the folder histories, is a link, a pipe or a folder."""
-    name = rng.choice([*_files(run), "histories"])
+    """A file, or a folder in the run, is a link, a pipe or a folder."""
+    folders = sorted(path.name for path in run.iterdir() if path.is_dir() and not path.is_symlink())
+    name = rng.choice([*_files(run), *folders])
     path, kept = run / name, run.parent.parent / "kept"
     kind = rng.choice(
         ["a link", "a link to a secret", "a link to a device", "a pipe", "a folder", "a loop", "nothing"]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from embedstore.data.features import Bags
-from embedstore.errors import UsageError
+from embedstore.errors import NotFoundError, UsageError
 from embedstore.importing.keras_model import KerasModel, open_keras
 from embedstore.importing.model import PlainStack
 from embedstore.runs.declaration import InputRule, ModelInput
@@ -449,7 +449,7 @@ def test_a_live_model_with_python_code_becomes_a_saved_model(tmp_path: Path) -> 
     hot = np.eye(N, dtype=np.float32)
     psi = 2 * model.get_layer("table").kernel.numpy() @ model.get_layer("psi").kernel.numpy()
     np.testing.assert_allclose(found.session()({"watched": hot}), psi, rtol=1e-5, atol=1e-6)
-    saved = open_session("saved_model", tmp_path / "saved_model")
+    saved = open_session("saved_model", tmp_path / "saved_model", output="psi")
     np.testing.assert_allclose(saved({"watched": hot}), psi, rtol=1e-5, atol=1e-6)
 
 
@@ -540,11 +540,13 @@ def test_one_of_several_signatures_and_outputs_is_chosen_by_name(tmp_path: Path)
 
     towers, path = module(tf), tmp_path / "towers"
     tf.saved_model.save(towers, path, signatures={"user": towers.of_user, "movie": towers.of_movie})
-    with pytest.raises(UsageError, match=r"has 2 signatures; name one of"):
+    with pytest.raises(
+        UsageError, match="has 2 signatures; name the one that is psi with --signature: movie, user"
+    ):
         open_keras(path)
-    with pytest.raises(UsageError, match="no signature 'users'; name one of"):
+    with pytest.raises(UsageError, match="no signature 'users'; expected one of its signatures: movie, user"):
         open_keras(path, signature="users")
-    with pytest.raises(UsageError, match="has 2 outputs; name one of psi, rows with output"):
+    with pytest.raises(UsageError, match="has 2 outputs; name the one that is psi with --output: psi, rows"):
         open_keras(path, signature="movie")
     with pytest.raises(UsageError, match=r"'rows' has shape \(any, any, 3\)"):
         open_keras(path, signature="movie", output="rows")
@@ -562,7 +564,7 @@ def test_a_saved_model_without_a_signature_is_refused(tmp_path: Path) -> None:
     import tensorflow as tf
 
     tf.saved_model.save(module(tf), tmp_path / "bare")
-    with pytest.raises(UsageError, match="the SavedModel has no signature; expected one, as model"):
+    with pytest.raises(UsageError, match="bare has no signature; expected one, as model"):
         open_keras(tmp_path / "bare")
 
 
@@ -592,6 +594,24 @@ def test_a_saved_model_that_takes_texts_is_taken_and_served(tmp_path: Path) -> N
     assert found.plain([InputRule("movie_ids", "movies", "ids", "str", padding="")]) is None
 
 
+def test_a_keras_model_that_takes_texts_is_taken_and_served(tmp_path: Path) -> None:
+    import keras
+    from keras import layers
+
+    watched = keras.Input((None,), dtype="string", name="movie_ids")
+    x = layers.StringLookup(vocabulary=["10", "20"], mask_token="")(watched)  # "" is 0, the unknown 1
+    table = layers.Embedding(4, DIM, mask_zero=True, name="table")
+    found = open_keras(keras.Model(watched, layers.GlobalAveragePooling1D()(table(x))))
+    assert found.inputs == [ModelInput("movie_ids", (None, None), "str")]
+    rows = found.matrix("table", 4)[0]
+    wanted = [(rows[2] + rows[3]) / 2, rows[1]]
+    found.save(tmp_path)
+    texts = np.array([["10", "20"], ["99", ""]], dtype=object)
+    for session in (found.session(), open_session("keras", tmp_path / "model.keras")):
+        np.testing.assert_allclose(session({"movie_ids": texts}), wanted, rtol=1e-6)
+    assert found.plain([InputRule("movie_ids", "movies", "ids", "str", padding="")]) is None
+
+
 # --- files that are none ---
 
 
@@ -612,7 +632,6 @@ def test_a_file_that_is_no_keras_model_is_refused_in_one_sentence(tmp_path: Path
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 255
     cases = {
-        "missing.keras": (None, "missing.keras cannot be read: No such file"),
         "text.keras": (b"hello", "text.keras is no .keras file, or not all of it"),
         "cut.keras": (whole[:-200], "cut.keras is no .keras file, or not all of it"),
         "flipped.keras": (bytes(flipped), "flipped.keras cannot be read as a Keras model: Bad CRC-32"),
@@ -627,11 +646,12 @@ def test_a_file_that_is_no_keras_model_is_refused_in_one_sentence(tmp_path: Path
         "old.h5": (whole, r"old.h5 is in Keras' old HDF5 format, .*model.save\('model.keras'\)"),
     }
     for name, (content, message) in cases.items():
-        if content is not None:
-            (tmp_path / name).write_bytes(content)
+        (tmp_path / name).write_bytes(content)
         with pytest.raises(UsageError, match=message):
             open_keras(tmp_path / name)
     assert open_keras(good).width == DIM
+    with pytest.raises(NotFoundError, match=r"there is no model .*missing\.keras"):
+        open_keras(tmp_path / "missing.keras")
 
 
 def test_a_folder_that_is_no_saved_model_and_what_is_no_model_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
+from embedstore import Run, embed, import_run, open_store, recommend, sync
 from embedstore.data.features import Bags
 from embedstore.errors import DataError, UsageError
 from embedstore.export import export_run
@@ -92,6 +94,10 @@ def two_layers(pooled: Array) -> Array:
     return psi
 
 
+def masked_psi(history: Sequence[int]) -> Array:
+    return two_layers(TABLE[1:][history].mean(axis=0))
+
+
 def fed(*rules: InputRule, histories: Sequence[Sequence[int]] = HISTORIES) -> dict[str, Array]:
     bags = Bags.of(histories)
     return encode(rules, bags, positions=np.arange(N), features=FEATURES, ids=np.arange(N))
@@ -133,10 +139,17 @@ def test_ids_and_a_mask_are_a_pooled_table_and_dense_layers(pooling: Pooling, bo
     stack = model.plain([IDS, MASK])
     assert stack is not None
     assert [(part.name, part.pooling) for part in stack.inputs] == [("ids", pooling)]
-    np.testing.assert_array_equal(stack.inputs[0].table[1:], TABLE[1:])
+    np.testing.assert_array_equal(stack.inputs[0].table, TABLE)
     assert [layer.activation for layer in stack.layers] == ["tanh", "linear"]
     np.testing.assert_allclose(model.session()(fed(IDS, MASK)), expected, atol=1e-5)
     np.testing.assert_allclose(plain(model, IDS, MASK), expected, atol=1e-5)
+
+
+def test_the_table_has_the_row_of_what_is_unknown() -> None:
+    model = OnnxModel(masked().SerializeToString())
+    stack = model.plain([replace(IDS, first=2, unknown=1), MASK])
+    assert stack is not None
+    np.testing.assert_array_equal(stack.inputs[0].table, TABLE)
 
 
 def test_a_multi_hot_is_pooled_by_the_rows_of_the_first_kernel() -> None:
@@ -243,17 +256,17 @@ def test_numbers_that_columns_are_moved_and_scaled_by_become_layers() -> None:
     np.testing.assert_allclose(plain(model, IDS, MASK), expected, atol=1e-5)
 
 
-def test_a_gru_is_not_plain_and_served() -> None:
+def a_gru() -> tuple[onnx.ModelProto, Callable[[Sequence[int]], Array]]:
+    """Return a model whose psi is the last state of a GRU, and its formula for one history."""
     w, r, b = normal(1, 3 * DIM, WIDTH), normal(1, 3 * DIM, DIM), normal(1, 6 * DIM)
     body = (
         "e = Gather (table, ids) steps = Transpose <perm=[1, 0, 2]> (e) "
         f"every, final = GRU <hidden_size={DIM}, linear_before_reset=1> (steps, w, r, b) "
         "psi = Squeeze (final, zero)"
     )
-    model = opened("int64[users, length] ids", body, {"table": TABLE, "w": w, "r": r, "b": b, "zero": [0]})
-    assert model.plain([IDS]) is None
+    model = proto("int64[users, length] ids", body, {"table": TABLE, "w": w, "r": r, "b": b, "zero": [0]})
 
-    def gru(history: Sequence[int]) -> Array:
+    def psi(history: Sequence[int]) -> Array:
         state = np.zeros(DIM)
         for x in TABLE[1:][history]:
             z, reset, new = np.split(w[0] @ x + b[0, : 3 * DIM], 3)
@@ -262,6 +275,13 @@ def test_a_gru_is_not_plain_and_served() -> None:
             state = (1 - z) * np.tanh(new + reset * hn) + z * state
         return state
 
+    return model, psi
+
+
+def test_a_gru_is_not_plain_and_served() -> None:
+    content, gru = a_gru()
+    model = OnnxModel(content.SerializeToString())
+    assert model.plain([IDS]) is None
     for history in HISTORIES:
         given = model.session()(fed(IDS, histories=[history]))
         np.testing.assert_allclose(given[0], gru(history), atol=1e-5)
@@ -280,6 +300,28 @@ def test_attention_is_not_plain_and_served() -> None:
         expected = two_layers((weights / weights.sum() * rows).sum(axis=0))
         given = model.session()(fed(IDS, histories=[history]))
         np.testing.assert_allclose(given[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("served_by", ["numpy", "onnxruntime"])
+def test_a_model_is_imported_and_synced_and_answers_as_brute_force(tmp_path: Path, served_by: str) -> None:
+    model, psi_of = (masked(), masked_psi) if served_by == "numpy" else a_gru()
+    v = normal(N, DIM)
+    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(v.T), "v"))
+    ids = np.random.default_rng(0).permutation(N) + 101  # of the rows of V and of the table, in no order
+    found = import_run("model:v", ids, runs_dir=tmp_path / "runs", tower=stored(tmp_path, model))
+    assert (found.tower, found.served_by) == ("dense", served_by)
+    run = Run.load(found.path)
+    history = [7, 2, 9]
+    psi = psi_of(history)
+    np.testing.assert_allclose(embed(run, history=ids[history].tolist()).user_embedding, psi, atol=1e-5)
+    with open_store(tmp_path / "store", create=True) as store:
+        sync(run, store)
+        answer = recommend(run, store, history=ids[history].tolist(), k=5)
+    scores = v @ psi
+    scores[history] = -np.inf
+    best = np.argsort(-scores)[:5]
+    assert [movie.movie_id for movie in answer.recommendations] == ids[best].tolist()
+    np.testing.assert_allclose([movie.score for movie in answer.recommendations], scores[best], atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["l2 tanh constant", "recency"])

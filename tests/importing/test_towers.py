@@ -28,7 +28,7 @@ GENRE_TABLE = RNG.normal(size=(3, 2)).astype(np.float32)
 Fed = Mapping[str, Any]
 
 
-def mean_of(indices: np.ndarray, table: np.ndarray) -> np.ndarray:
+def mean_of(indices: np.ndarray, table: np.ndarray) -> Any:
     shown = (indices > 0).astype(np.float32)
     total = (table[indices] * shown[:, :, None]).sum(axis=1)
     return (total / np.maximum(shown.sum(axis=1, keepdims=True), 1)).astype(np.float32)
@@ -49,11 +49,11 @@ def model_of(
     )
 
 
-def mean(fed: Fed) -> np.ndarray:
+def mean(fed: Fed) -> Any:
     return mean_of(fed["x"], TABLE)
 
 
-def bent(fed: Fed) -> np.ndarray:
+def bent(fed: Fed) -> Any:
     return np.tanh(mean(fed)) @ KERNEL
 
 
@@ -101,6 +101,22 @@ def test_a_plain_stack_is_used_where_it_answers_as_the_model_does() -> None:
     assert_equal(found.tower, model)
 
 
+def test_a_model_that_takes_the_ids_themselves_has_a_row_for_every_number() -> None:
+    ids = np.arange(N) * 2 + 1
+    table = RNG.normal(size=(2 * N, DIM)).astype(np.float32)
+    rules = (InputRule("x", "movies", "ids"),)
+
+    def psi(fed: Fed) -> Any:
+        return np.tanh(mean_of(fed["x"], table))
+
+    model = ServedTower(psi, "onnx", rules, PLACES, {}, ids, DIM)
+    layers = [TowerLayer(np.eye(DIM, dtype=np.float32), None, "tanh")]
+    found = proven(model, PlainStack([PlainInput("x", table, "mean")], layers))
+    assert isinstance(found.tower, DenseTower)
+    assert_equal(found.tower, model)
+    assert proven(model, PlainStack([PlainInput("x", table[:N], "mean")], layers)).tower is model
+
+
 def test_a_stack_that_answers_otherwise_is_not_used() -> None:
     model = model_of(bent)
     wrong = PlainStack([PlainInput("x", TABLE, "l2")], [TowerLayer(KERNEL, None, "tanh")])
@@ -124,14 +140,14 @@ def test_genres_with_the_unknown_label_have_a_row_of_their_own() -> None:
     values = GENRES.values.copy()
     values[::7] = -1
     features = {"genres": MovieFeature("genres", GENRES.offsets, values, GENRES.labels)}
-    rows = [np.zeros((1, 2)), [[5, 7]], GENRE_TABLE]  # padding, unknown, labels
-    table = np.vstack(rows).astype(np.float32)
+    padding_and_unknown = np.array([[0, 0], [5, 7]], np.float32)
+    table = np.vstack([padding_and_unknown, GENRE_TABLE])
     rules = (
         InputRule("x", "movies", "indices", first=1),
-        InputRule("g", "genres", "indices", labels=GENRES.labels, first=2, unknown=1),
+        InputRule("g", "genres", "indices", labels=("a", "b", "c"), first=2, unknown=1),
     )
 
-    def psi(fed: Fed) -> np.ndarray:
+    def psi(fed: Fed) -> Any:
         return np.concatenate([mean(fed), mean_of(fed["g"], table)], axis=1) @ kernel
 
     kernel = RNG.normal(size=(DIM + 2, DIM)).astype(np.float32)
@@ -150,8 +166,35 @@ def test_a_model_that_lacks_movies_and_leaves_them_out_serves_itself() -> None:
     assert proven(model, PlainStack([PlainInput("x", TABLE, "mean")])).tower is model
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_mean_of_no_genres_is_told_and_not_held_against_the_model(plain: bool) -> None:
+    sizes = np.diff(ENDS)
+    sizes[[3, 9]] = 0  # two movies without a genre
+    ends = np.append(0, np.cumsum(sizes))
+    features = {"genres": MovieFeature("genres", ends, GENRES.values[: ends[-1]], GENRES.labels)}
+    table = np.vstack([np.zeros((1, 2), np.float32), GENRE_TABLE])
+    kernel = RNG.normal(size=(DIM + 2, DIM)).astype(np.float32)
+    rules = (
+        InputRule("x", "movies", "indices", first=1),
+        InputRule("g", "genres", "indices", labels=("a", "b", "c"), first=1),
+    )
+
+    def psi(fed: Fed) -> Any:
+        genres = mean_of(fed["g"], table)
+        genres[(fed["g"] == 0).all(axis=1)] = np.nan  # what Keras' GlobalAveragePooling1D gives
+        return np.concatenate([mean(fed), genres], axis=1) @ kernel
+
+    model = ServedTower(psi, "onnx", rules, PLACES, features, np.arange(N), DIM)
+    stack = PlainStack([PlainInput("x", TABLE, "mean"), PlainInput("g", table, "mean")], [TowerLayer(kernel)])
+    found = proven(model, stack if plain else None)
+    assert found.silent == ["genres"]
+    assert isinstance(found.tower, DenseTower) == plain
+    if plain:
+        assert np.isfinite(found.tower([3])).all()
+
+
 def test_a_model_that_answers_nan_is_refused() -> None:
-    def broken(fed: Fed) -> np.ndarray:
+    def broken(fed: Fed) -> Any:
         return np.where((fed["x"] == 7).any(axis=1, keepdims=True), np.nan, mean(fed))
 
     with pytest.raises(DataError, match="the model gives NaN or infinity for a history of"):

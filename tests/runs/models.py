@@ -92,12 +92,13 @@ def served_tower(path: Path, kind: str = "onnx", **changes: Any) -> ServedTower:
     return ServedTower(**(given | changes))
 
 
-def served_run(folder: Path, kind: str = "onnx", **changes: Any) -> Run:
+def served_run(folder: Path, kind: str = "onnx", *, run_id: str = RUN_ID, **changes: Any) -> Run:
     """Write a run that the model serves, see sealed."""
-    return sealed(folder, served_tower(write_model(kind, folder), kind, **changes))
+    folder.mkdir(exist_ok=True)
+    return sealed(folder, served_tower(write_model(kind, folder), kind, **changes), run_id=run_id)
 
 
-def sealed(folder: Path, tower: ServedTower) -> Run:
+def sealed(folder: Path, tower: ServedTower, *, run_id: str = RUN_ID) -> Run:
     """Write a run with that tower into folder / "runs", of the movies and users of tiny_dataset."""
     vectors = np.random.default_rng(1).normal(size=(N, tower.embedding_dim)).astype(np.float32)
     path = write_run(
@@ -107,6 +108,6 @@ def sealed(folder: Path, tower: ServedTower) -> Run:
         movie_vectors=vectors,
         tower=tower,
         metrics={},
-        run_id=RUN_ID,
+        run_id=run_id,
     )
     return Run.load(path)

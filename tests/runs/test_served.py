@@ -278,7 +278,7 @@ def test_a_saved_model_of_several_signatures_lists_them(tmp_path: Path) -> None:
         UsageError, match="has 2 signatures; name the one that is psi with --signature: one, two"
     ):
         open_session("saved_model", tmp_path / "m")
-    with pytest.raises(UsageError, match="has 2 outputs; name the one that is psi with --output: x, psi"):
+    with pytest.raises(UsageError, match="has 2 outputs; name the one that is psi with --output: psi, x"):
         open_session("saved_model", tmp_path / "m", signature="two")
     session = open_session("saved_model", tmp_path / "m", signature="two", output="psi")
     assert session({"ids": np.array([[1, 2]])}).tolist() == [[-1, -2]]

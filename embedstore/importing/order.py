@@ -31,6 +31,7 @@ _TELLING = 10.0  # z-score of the reference, below which the ratings tell nothin
 _SURE = 5.0  # z-score that no random order reaches
 _SHARE = 0.15  # of the reference's z-score, where that is more: an order that goes with popularity has some
 _BETTER = 1.25  # z-scores between an order that fits and one that only goes with it
+_CONSTANT = 1e-5  # of its mean: the spread of a dimension that is rounding alone
 
 Matrix = npt.NDArray[np.float32]
 
@@ -51,7 +52,7 @@ def check_order(
     here = np.argsort(places)  # the row of vectors of every row as it was given
     orders = {text: here[rows] for text, rows in _orders(movies, places, ratings)}
     given, *usual = judges.z_scores(vectors, [np.arange(len(movies)), *orders.values()])
-    best, text = max(zip(usual, orders, strict=True))
+    best, text = max(zip(usual, orders, strict=True), key=lambda pair: pair[0])  # the first of equal ones
     least = max(_SURE, _SHARE * judges.reference)
     if best > max(least, _BETTER * given + _SURE):
         return Finding(
@@ -157,8 +158,14 @@ class _Judges:
 
 
 def _directions(vectors: Matrix) -> Matrix:
-    """Return vectors less their mean, scaled to length 1."""
-    found: Matrix = vectors - vectors.mean(axis=0)
+    """Return vectors less their mean, every dimension of one spread, scaled to length 1.
+
+    Else the bias of the movies, where it is a dimension of V and a large one, were all that there is.
+    """
+    middle, spread = vectors.mean(axis=0), vectors.std(axis=0)
+    varied = spread > _CONSTANT * np.abs(middle)
+    found: Matrix = vectors - middle
+    found *= np.where(varied, 1 / np.where(varied, spread, 1), 0).astype(np.float32)
     lengths = np.sqrt(_squares(found))[:, None]
     found /= np.where(lengths > 0, lengths, 1).astype(np.float32)
     return found

@@ -173,7 +173,7 @@ def test_normalised_vectors_have_no_popularity(model: Model, rated: Dataset) -> 
     ("power", "said"),
     [
         (1, "correlation 1.00 to popularity (of the logarithms), which shows popular movies more"),
-        (-1, "correlation -1.00 to popularity (of the logarithms), which shows popular movies less"),
+        (-1, "correlation -1.00 to popularity (of the logarithms), so rare movies have the long vectors"),
     ],
 )
 def test_norms_are_compared_with_popularity(power: int, said: str, model: Model, rated: Dataset) -> None:
@@ -182,6 +182,13 @@ def test_norms_are_compared_with_popularity(power: int, said: str, model: Model,
     text = only(check(movies, grown, None, rated), "norms").text
     assert "V is not normalised: norms are" in text
     assert said in text
+
+
+def test_a_bias_is_no_part_of_the_norms(model: Model, rated: Dataset) -> None:
+    movies, vectors, _ = model
+    biased = np.column_stack([unit(vectors), np.log(rated.popularity) - 9]).astype(np.float32)
+    assert "so rare movies have the long vectors" in only(check(movies, biased, None, rated), "norms").text
+    assert "V is normalised" in only(check(movies, biased, None, rated, bias=True), "norms").text
 
 
 def test_zero_twin_and_constant_vectors_are_counted() -> None:

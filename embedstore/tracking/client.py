@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from embedstore.errors import (
     StoreUnreachableError,
     UsageError,
 )
+from embedstore.runs.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -140,16 +141,35 @@ def _look(uri: str, *, create: bool) -> None:
     kind = uri.partition(":")[0].partition("+")[0]
     if kind not in ("sqlite", "postgresql", "mysql", "mssql"):
         return
-    file = sqlalchemy.make_url(uri).database
-    if kind == "sqlite" and file and not create and not Path(file).is_file():
-        raise NotFoundError(
-            f"no MLflow database {file}; name the tracking store by MLFLOW_TRACKING_URI or --tracking-uri"
-        )
+    file = sqlalchemy.make_url(uri).database if kind == "sqlite" else None
+    if file and file != ":memory:" and not Path(file).exists():
+        if not create:
+            raise NotFoundError(
+                f"no MLflow database {file}; name the tracking store by MLFLOW_TRACKING_URI or --tracking-uri"
+            )
+        _make_database(Path(file))
     engine = sqlalchemy.create_engine(uri)
     try:
         engine.connect().close()
     finally:
         engine.dispose()
+
+
+def _make_database(path: Path) -> None:
+    """Have MLflow make an empty database, which appears when it is whole.
+
+    A kill in the middle of its migrations leaves a file with which MLflow fails ever after.
+    """
+    from mlflow import MlflowClient
+
+    try:
+        with scratch_folder(path.parent) as scratch:
+            new = scratch / path.name
+            MlflowClient(f"sqlite:///{new.absolute()}")
+            with suppress(FileExistsError):  # another process was faster
+                os.link(new, path)
+    except OSError as error:
+        raise StoreError(f"MLflow's database {path} cannot be made: {error.strerror or error}") from error
 
 
 def _told(error: Exception, uri: str) -> EmbedstoreError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,9 +53,7 @@ def answering(status: int, body: object) -> Iterator[str]:
 def error_of(uri: str) -> EmbedstoreError:
     with pytest.raises(EmbedstoreError) as caught, open_client(uri, create=True) as client:
         client.get_experiment_by_name("x")
-    assert KEY not in str(caught.value)
-    assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__  # so that no traceback shows what MLflow said
+    assert KEY not in "".join(traceback.format_exception(caught.value))
     return caught.value
 
 
@@ -97,7 +96,7 @@ def test_a_server_that_is_away_is_unreachable() -> None:
 @pytest.mark.parametrize(
     ("uri", "kind", "told"),
     [
-        ("sqlite:////nowhere/mlflow.db", StoreError, "fails: unable to open database file"),
+        ("sqlite:///mlflow.db/other.db", StoreError, "MLflow's database mlflow.db/other.db cannot be made: "),
         ("nonsense://anna:KEY@host", UsageError, "does not take this"),
         ("postgresql+nodriver://anna:KEY@host/db", StoreError, "nodriver"),
     ],

@@ -377,8 +377,8 @@ def _versions() -> dict[str, str]:
 
     found = {"embedstore": __version__, "python": platform.python_version(), "numpy": np.__version__}
     for name in ("tensorflow", "keras", "onnxruntime"):
-        if name in sys.modules:
-            found[name] = str(sys.modules[name].__version__)
+        if (module := sys.modules.get(name)) is not None:
+            found[name] = str(module.__version__)
     return found
 
 

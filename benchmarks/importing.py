@@ -95,6 +95,7 @@ def write_ratings(folder: Path, n_movies: int, n_ratings: int) -> None:
 
 def cold_queries(folder: Path, n_movies: int, dim: int, runs: int) -> None:
     """Print the seconds of a cold query by history of an imported plain stack, and of our own run."""
+    folder.mkdir()
     stacks = [folder / "imported", folder / "own"]
     subprocess.run(
         [*_SELF, "--stack", str(folder), "--movies", str(n_movies), "--dim", str(dim)],

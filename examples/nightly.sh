@@ -32,7 +32,7 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-PATH=${VENV:+$VENV/bin:}${PATH:-/usr/local/bin:/usr/bin:/bin}
+export PATH=${VENV:+$VENV/bin:}${PATH:-/usr/local/bin:/usr/bin:/bin}
 home=${NIGHTLY_HOME:-$PWD/nightly}
 mkdir -p "$home"
 home=$(cd "$home" && pwd)

@@ -6,7 +6,7 @@ from the tower. torch.onnx.export writes the tower, NumPy writes V, and embedsto
 out from the file's names and tables how a history becomes (movies, mask), and that the tower is a plain
 stack: so queries need neither PyTorch nor onnxruntime.
 
-    pip install 'embedstore[onnx]' torch onnxscript
+    pip install '.[onnx]' torch onnxscript
     embedstore data fetch ml-100k
     python examples/pytorch_tower.py --data data/ml-100k
 
@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn.utils.rnn import pad_sequence
 
-from embedstore import Run, load, open_store, recommend, sync
+from embedstore import Run, import_run, load, open_store, recommend, sync
 from embedstore.data.features import Bags
-from embedstore.importing import import_run
 from embedstore.training.config import TrainConfig
 from embedstore.training.prepared import Prepared, prepare
 

@@ -186,12 +186,12 @@ def main() -> None:
     n_movies, ids = data.n_movies, ids_of(data)
     users = data.split.train
     row = dataset.users.row(dataset.users.parse(args.user))
-    if row not in users:
+    if row not in users and not args.files_only:
         raise SystemExit(f"user {args.user} is no user that the model learns from; choose another by --user")
     known, new = hide_ratings(data.histories, data.liked, users[::5], seed=1), data.test
     hidden = np.isin(dataset.user_rows, known.users)
     hidden[known.known_at] = False
-    learned = np.isin(dataset.user_rows, users) & ~hidden
+    learned = np.isin(dataset.user_rows, users) & (args.files_only | ~hidden)
     model = train(data, learned, epochs=args.epochs)
 
     every_movie = ops.convert_to_tensor(ids.astype(str))
@@ -252,6 +252,11 @@ def main() -> None:
         answer = recommend(run, store, user_id=user_id)
     watched = data.bags_of(np.array([stranger])).rows
     check(answer, vectors @ rows[watched].mean(axis=0), ids, watched)
+
+    print("\nthe same from the shell (of a vector, nothing is known to be watched):")
+    where = f"--runs {args.out / 'runs'} --store {args.out / 'store'}"
+    print(f"embedstore query --vector {args.out / 'psi.npy'} {where}")
+    print(f"embedstore query --user {user_id} --explain {where}")
 
 
 if __name__ == "__main__":

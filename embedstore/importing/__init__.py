@@ -144,7 +144,9 @@ def _sealed(
     if width > LARGEST_DIM:
         raise UsageError(f"V has width {width:,}, and Qdrant takes vectors of up to {LARGEST_DIM:,} numbers")
     say("checking the vectors" if ratings is None else "measuring the model on the ratings")
-    checked = check(movies.ids, source.movie_vectors, source.tower, ratings, order=movies.order)
+    checked = check(
+        movies.ids, source.movie_vectors, source.tower, ratings, order=movies.order, bias=source.bias
+    )
     serious = next((finding for finding in checked.findings if finding.serious), None)
     if serious is not None and not anyway:
         raise VerificationError(f"{serious.text}; nothing was imported, --anyway imports it as it is")

@@ -42,14 +42,20 @@ def check(
     ratings: Dataset | None = None,
     *,
     order: Rows | None = None,
+    bias: bool = False,
 ) -> Checked:
     """Return what stands out of a model: vectors, (n_movies, dim) finite, a row for each of movies.
 
     order: where each of movies stood among the ids as they were given, (n_movies,); None for ascending ids.
+    bias: the last dimension is one, of which psi is 1, and no part of what the norms tell.
     Without ratings neither the order of the ids nor the model can be judged. What is serious is not measured.
     """
     popularity = None if ratings is None else _popularity(movies, ratings)
-    findings = [_norms(vectors, popularity), *_alike(movies.values, vectors), *_constant(vectors)]
+    findings = [
+        _norms(vectors[:, : -bias or None], popularity),
+        *_alike(movies.values, vectors),
+        *_constant(vectors),
+    ]
     if ratings is None or popularity is None:
         return Checked(findings)
     findings += _coverage(movies, popularity, ratings)
@@ -214,10 +220,10 @@ def _norms(vectors: Matrix, popularity: Rows | None) -> Finding:
     if along is None:
         return Finding("norms", f"{text}, so DOT, which is used, ranks otherwise than COSINE would")
     meaning = "which does not favour popular movies"
-    if abs(along) > _CLEAR:
-        meaning = (
-            f"which shows popular movies {'more' if along > 0 else 'less'}: long vectors win dot products"
-        )
+    if along > _CLEAR:
+        meaning = "which shows popular movies more: long vectors win dot products"
+    elif along < -_CLEAR:
+        meaning = "so rare movies have the long vectors: first where scores are positive, last where negative"
     return Finding(
         "norms", f"{text}, with correlation {along:.2f} to popularity (of the logarithms), {meaning}"
     )

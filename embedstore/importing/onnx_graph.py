@@ -10,6 +10,8 @@ import numpy.typing as npt
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from embedstore.errors import DataError
+
 __all__ = ["Graph", "attribute_of"]
 
 Array = npt.NDArray[Any]
@@ -62,8 +64,11 @@ class Graph:
         return found
 
     def weight(self, name: str) -> Array:
-        """Return an initializer, bfloat16 as float32."""
-        array = numpy_helper.to_array(self.initializers[name])
+        """Return an initializer, bfloat16 as float32. Raises DataError where it is damaged."""
+        try:
+            array = numpy_helper.to_array(self.initializers[name])
+        except (ValueError, TypeError) as error:
+            raise DataError(f"weight {name!r} of the ONNX model cannot be read: {error}") from error
         return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
     def constant(self, name: str) -> Array | None:
@@ -74,7 +79,7 @@ class Graph:
             return None
         try:
             return np.asarray(ReferenceEvaluator(self.up_to(name)).run(None, {})[0])  # type: ignore[index]
-        except NotImplementedError:  # an operator that onnx defines nowhere
+        except Exception:  # noqa: BLE001 - what onnx cannot compute, for whatever reason, is not known
             return None
 
     def up_to(self, name: str) -> ModelProto:

@@ -31,6 +31,7 @@ _TELLING = 10.0  # z-score of the reference, below which the ratings tell nothin
 _SURE = 5.0  # z-score that no random order reaches
 _SHARE = 0.15  # of the reference's z-score, where that is more: an order that goes with popularity has some
 _BETTER = 1.25  # z-scores between an order that fits and one that only goes with it
+_CONSTANT = 1e-5  # of its mean: the spread of a dimension that is rounding alone
 
 Matrix = npt.NDArray[np.float32]
 
@@ -51,7 +52,7 @@ def check_order(
     here = np.argsort(places)  # the row of vectors of every row as it was given
     orders = {text: here[rows] for text, rows in _orders(movies, places, ratings)}
     given, *usual = judges.z_scores(vectors, [np.arange(len(movies)), *orders.values()])
-    best, text = max(zip(usual, orders, strict=True))
+    best, text = max(zip(usual, orders, strict=True), key=lambda pair: pair[0])  # the first of equal ones
     least = max(_SURE, _SHARE * judges.reference)
     if best > max(least, _BETTER * given + _SURE):
         return Finding(
@@ -113,7 +114,8 @@ class _Judges:
         found = np.random.default_rng(0).standard_normal((self.seen.size, _REFERENCE_DIM), np.float32)
         for _ in range(_POWER_STEPS):  # towards the largest singular vectors of learned
             found = self.learned.T @ (self.learned @ np.linalg.qr(found)[0])
-        return self._in_spreads([self._nearness(_directions(found))], found)[0]
+        directions = _unit(found - found.mean(axis=0))
+        return self._in_spreads([self._nearness(directions)], directions)[0]
 
     def z_scores(self, vectors: Matrix, orders: Sequence[Rows]) -> list[float]:
         """Return, of every order, how near co-rated movies are: standard deviations above random orders.
@@ -121,11 +123,11 @@ class _Judges:
         order: the row of vectors of every movie, (n_movies,).
         """
         values = [self._nearness(_directions(vectors[rows[self.seen]])) for rows in orders]
-        return self._in_spreads(values, vectors[orders[0][self.seen]])
+        return self._in_spreads(values, _directions(vectors[orders[0][self.seen]]))
 
-    def _in_spreads(self, values: Sequence[float], vectors: Matrix) -> list[float]:
-        """Return values as distances from those of vectors, (n_seen, dim), in random orders."""
-        directions, rng = _directions(vectors), np.random.default_rng(0)
+    def _in_spreads(self, values: Sequence[float], directions: Matrix) -> list[float]:
+        """Return values as distances from those of directions, (n_seen, dim), in random orders."""
+        rng = np.random.default_rng(0)
         random = [self._nearness(directions, rng.permutation(self.seen.size)) for _ in range(_PERMUTATIONS)]
         spread = float(np.std(random)) or np.inf
         return [(value - float(np.mean(random))) / spread for value in values]
@@ -157,11 +159,22 @@ class _Judges:
 
 
 def _directions(vectors: Matrix) -> Matrix:
-    """Return vectors less their mean, scaled to length 1."""
-    found: Matrix = vectors - vectors.mean(axis=0)
-    lengths = np.sqrt(_squares(found))[:, None]
-    found /= np.where(lengths > 0, lengths, 1).astype(np.float32)
-    return found
+    """Return vectors less their mean, every dimension of one spread, scaled to length 1.
+
+    Else the bias of the movies, where it is a dimension of V and a large one, were all that there is.
+    """
+    middle, spread = vectors.mean(axis=0), vectors.std(axis=0)
+    varied = spread > _CONSTANT * np.abs(middle)
+    found: Matrix = vectors - middle
+    found *= np.where(varied, 1 / np.where(varied, spread, 1), 0).astype(np.float32)
+    return _unit(found)
+
+
+def _unit(vectors: Matrix) -> Matrix:
+    """Scale vectors to length 1, but for zeros, and return them."""
+    lengths = np.sqrt(_squares(vectors))[:, None]
+    vectors /= np.where(lengths > 0, lengths, 1).astype(np.float32)
+    return vectors
 
 
 def _squares(matrix: Matrix) -> npt.NDArray[np.float64]:

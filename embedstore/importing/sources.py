@@ -66,7 +66,8 @@ class Movies:
 class Source:
     """What is sealed: movie vectors in the order of a run, and the tower; notes: what a person should know.
 
-    declaration, difference, limit: see importing.Imported and towers.Proven. served_by: what computes psi.
+    declaration, difference: see importing.Imported. served_by: what computes psi. bias: the last dimension is
+    a bias of the movies.
     """
 
     movie_vectors: Matrix
@@ -76,6 +77,7 @@ class Source:
     declaration: Declaration | None = None
     difference: float | None = None
     named: Mapping[str, Any] = field(default_factory=dict)
+    bias: bool = False
 
 
 def is_array(tower: object) -> bool:
@@ -189,6 +191,7 @@ def of_model(
             declaration,
             proven.difference,
             {"vectors": name, "tower": _named(tower)},
+            bias=bias is not None,
         )
 
 

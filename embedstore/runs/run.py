@@ -26,7 +26,7 @@ from embedstore.runs.consent import allowed
 from embedstore.runs.declaration import rules_of
 from embedstore.runs.files import content_of, map_array, open_file, parse_json
 from embedstore.runs.manifest import Manifest, read_manifest
-from embedstore.runs.served import FILES, ServedTower, Session, open_session, require
+from embedstore.runs.served import FILES, NAMES, ServedTower, Session, open_session, require
 from embedstore.runs.tower import (
     AdditiveTower,
     DenseTower,
@@ -359,8 +359,8 @@ class Run:
                     return open_session(kind, file.read(), output=output, signature=signature)
             if not allowed(self.manifest):
                 raise RunError(
-                    f"psi of run {self.run_id} is computed by a model that is a program ({kind}); where you "
-                    f"know whose it is, let it run with `embedstore runs allow {self.run_id}`"
+                    f"psi of run {self.run_id} is computed by its {NAMES[kind]}, which is a program; where "
+                    f"you know whose it is, let it run with `embedstore runs allow {self.run_id}`"
                 )
             with tempfile.TemporaryDirectory() as folder:
                 for name in files:

@@ -148,6 +148,7 @@ def _onnx(content: bytes, output: str | None) -> tuple[_Call, int | None]:
 def _keras(path: Path | bytes, output: str | None) -> tuple[_Call, int | None]:
     start_tensorflow()
     import keras
+    import tensorflow as tf
 
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
     inputs = {tensor.name: tensor for tensor in model.inputs}
@@ -156,10 +157,16 @@ def _keras(path: Path | bytes, output: str | None) -> tuple[_Call, int | None]:
         psi = named[one_of("output", output, list(named))]
     else:
         psi = model.get_layer(output).output
-    asked = keras.Model(inputs, psi)
+    part = keras.Model(inputs, psi)
+    asked = tf.function(  # made once, for every length of a history
+        lambda feeds: part(feeds, training=False),
+        input_signature=[{name: tf.TensorSpec(of.shape, of.dtype) for name, of in inputs.items()}],
+    )
 
     def run(feeds: Mapping[str, Array]) -> Array:
-        return np.asarray(asked(dict(feeds), training=False))
+        return np.asarray(
+            asked({name: tf.constant(value, inputs[name].dtype) for name, value in feeds.items()})
+        )
 
     return run, _fixed([tensor.shape for tensor in model.inputs])
 
@@ -345,7 +352,7 @@ def write_served(path: Path, tower: ServedTower) -> None:
     target = path / FILES[tower.kind]
     target.parent.mkdir()
     if tower.kind == "saved_model":
-        shutil.copytree(tower.model, target)
+        shutil.copytree(tower.model, target, copy_function=shutil.copyfile)
     else:
         shutil.copyfile(tower.model, target)
     for folder in [target.parent, *(found for found in target.parent.rglob("*") if found.is_dir())]:

@@ -12,11 +12,12 @@ import embedstore
 from embedstore.data.dataset import Dataset, Movie, RatingColumns
 from tests.builders import written
 
-__all__ = ["EXAMPLES", "environment", "executable", "write_ratings"]
+__all__ = ["EXAMPLES", "FIRST_USER", "environment", "executable", "write_ratings"]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 GENRES = ("Comedy", "Drama", "Western")
 N_USERS, N_MOVIES = 120, 60
+FIRST_USER = 1001  # so none is the one whom an example asks for by default
 
 
 def write_ratings(folder: Path, *, seed: int = 0) -> Path:
@@ -28,7 +29,7 @@ def write_ratings(folder: Path, *, seed: int = 0) -> Path:
         own = movies % 3 == user % 3
         likely = np.where(own, 1.0, 0.1) / (movies // 3 + 3)
         seen = rng.choice(movies, 16, replace=False, p=likely / likely.sum())
-        users.append(np.full(seen.size, user + 1))
+        users.append(np.full(seen.size, user + FIRST_USER))
         watched.append(seen)
         liked.append(own[seen])
     columns = RatingColumns(

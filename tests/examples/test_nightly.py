@@ -16,7 +16,7 @@ from embedstore.runs.run import Run
 from embedstore.stores.base import open_store
 from embedstore.sync import pin, sync, verify
 from tests.builders import tiny_run
-from tests.examples.tastes import EXAMPLES, environment, executable, write_ratings
+from tests.examples.tastes import EXAMPLES, FIRST_USER, environment, executable, write_ratings
 
 NIGHTLY = EXAMPLES / "nightly.sh"
 
@@ -109,7 +109,7 @@ def test_a_second_night_goes_live_and_a_spoilt_third_is_held_back(job: Job) -> N
     assert job.live() == second
     assert job.folders() == job.there()  # the one that was held back can be looked at
     with open_store(job.store) as store:
-        answer = recommend(Run.load(job.runs / second), store, user_id=1, k=5)
+        answer = recommend(Run.load(job.runs / second), store, user_id=FIRST_USER, k=5)
     assert len(answer.recommendations) == 5
 
 

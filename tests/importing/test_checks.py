@@ -79,6 +79,16 @@ def test_a_trained_model_is_in_order_whatever_its_norms(
     assert "the ids match the rows of V" in found.text
 
 
+@pytest.mark.parametrize("constant", [0, 7, 0.1])
+def test_a_bias_that_outweighs_the_rest_hides_nothing(constant: float, model: Model, rated: Dataset) -> None:
+    movies, vectors, _ = model
+    bias = 100 * np.log(rated.popularity)
+    biased = np.column_stack([vectors, bias, np.full(len(movies), constant)]).astype(np.float32)
+    assert not check_order(movies, biased, rated).serious
+    shifted = check_order(movies, np.roll(biased, 1, axis=0), rated)
+    assert "shifted by one, each fits the id before its own" in shifted.text
+
+
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1))
 @example(seed=26831)  # falling popularity fits better than it by chance, and not well
@@ -133,7 +143,7 @@ def test_ids_that_were_given_in_another_order_are_judged_in_it(model: Model, rat
     shifted = np.roll(vectors[given], 1, axis=0)  # as given, with a row of padding in front
     found = check_order(movies, shifted[order], rated, order=order)
     assert "shifted by one, each fits the id before its own" in found.text
-    ascending = vectors  # as given, though the ids are not ascending
+    ascending = vectors  # as they were given, though the ids are not ascending
     found = check_order(movies, ascending[order], rated, order=order)
     assert "in the order of ascending ids" in found.text
 
@@ -163,7 +173,7 @@ def test_normalised_vectors_have_no_popularity(model: Model, rated: Dataset) -> 
     ("power", "said"),
     [
         (1, "correlation 1.00 to popularity (of the logarithms), which shows popular movies more"),
-        (-1, "correlation -1.00 to popularity (of the logarithms), which shows popular movies less"),
+        (-1, "correlation -1.00 to popularity (of the logarithms), so rare movies have the long vectors"),
     ],
 )
 def test_norms_are_compared_with_popularity(power: int, said: str, model: Model, rated: Dataset) -> None:
@@ -172,6 +182,13 @@ def test_norms_are_compared_with_popularity(power: int, said: str, model: Model,
     text = only(check(movies, grown, None, rated), "norms").text
     assert "V is not normalised: norms are" in text
     assert said in text
+
+
+def test_a_bias_is_no_part_of_the_norms(model: Model, rated: Dataset) -> None:
+    movies, vectors, _ = model
+    biased = np.column_stack([unit(vectors), np.log(rated.popularity) - 9]).astype(np.float32)
+    assert "so rare movies have the long vectors" in only(check(movies, biased, None, rated), "norms").text
+    assert "V is normalised" in only(check(movies, biased, None, rated, bias=True), "norms").text
 
 
 def test_zero_twin_and_constant_vectors_are_counted() -> None:

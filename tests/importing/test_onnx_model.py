@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from embedstore import Run, embed, import_run, open_store, recommend, sync
 from embedstore.data.features import Bags
-from embedstore.errors import DataError, UsageError
+from embedstore.errors import DataError, EmbedstoreError, UsageError
 from embedstore.export import export_run
 from embedstore.importing.onnx_model import OnnxModel
 from embedstore.runs.declaration import InputRule, ModelInput
@@ -627,6 +627,18 @@ def test_a_weight_that_is_not_there_or_does_not_fit_is_one_sentence() -> None:
     message = r"weight 'k0' .* has shape \(6, 5\); expected a row, or a column, for each of 1,682 movies"
     with pytest.raises(UsageError, match=message):
         model.matrix("k0", 1682)
+
+
+def test_a_weight_that_is_cut_off_inside_the_file_is_one_sentence() -> None:
+    model = masked()
+    v = model.graph.initializer.add(name="v", data_type=TensorProto.FLOAT, dims=[N, DIM])
+    v.raw_data = bytes(10)
+    tower = OnnxModel(model.SerializeToString())
+    with pytest.raises(DataError, match="weight 'v' of the ONNX model cannot be read: "):
+        tower.matrix("v", N)
+    model.graph.initializer[0].raw_data = bytes(10)
+    with pytest.raises(EmbedstoreError, match=r"weight 'table' .* cannot be read: |cannot be opened: "):
+        OnnxModel(model.SerializeToString())
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,6 +252,16 @@ def test_a_layer_of_a_keras_model_is_psi(tmp_path: Path) -> None:
 
 
 @pytest.mark.tf
+def test_numbers_become_those_that_a_keras_model_takes(tmp_path: Path) -> None:
+    import keras
+
+    ids = keras.Input((None,), name="ids")  # float32, as Keras has it where nothing is said
+    path = tmp_path / "model.keras"
+    keras.Model(ids, keras.layers.Embedding(4, 2, embeddings_initializer="ones")(ids)[:, 0]).save(path)
+    assert open_session("keras", path)({"ids": np.array([[1, 2], [3, 0]])}).tolist() == [[1, 1], [1, 1]]
+
+
+@pytest.mark.tf
 def test_a_keras_model_with_code_in_it_is_refused(tmp_path: Path) -> None:
     import keras
 

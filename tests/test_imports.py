@@ -186,6 +186,7 @@ def python(code: str) -> str:
         "import embedstore.cli.query, embedstore.cli.sync, embedstore.cli.runs, embedstore.cli.data",
         "import embedstore.cli.train, embedstore.cli.tune",
         "import embedstore.cli.export, embedstore.export",
+        "import embedstore.cli.mlflow, embedstore.tracking",
     ],
 )
 def test_import_is_light(statement: str) -> None:

@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 
 
 class SeriousError(VerificationError):
-    """A finding stopped an import; declaration is that of the model's inputs, None where there is no model."""
+    """A finding stopped an import. declaration: of the model's inputs, None where there is no model."""
 
     def __init__(self, message: str, declaration: Declaration | None) -> None:
         super().__init__(message)

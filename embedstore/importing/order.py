@@ -114,7 +114,8 @@ class _Judges:
         found = np.random.default_rng(0).standard_normal((self.seen.size, _REFERENCE_DIM), np.float32)
         for _ in range(_POWER_STEPS):  # towards the largest singular vectors of learned
             found = self.learned.T @ (self.learned @ np.linalg.qr(found)[0])
-        return self._in_spreads([self._nearness(_directions(found))], found)[0]
+        directions = _unit(found - found.mean(axis=0))
+        return self._in_spreads([self._nearness(directions)], directions)[0]
 
     def z_scores(self, vectors: Matrix, orders: Sequence[Rows]) -> list[float]:
         """Return, of every order, how near co-rated movies are: standard deviations above random orders.
@@ -122,11 +123,11 @@ class _Judges:
         order: the row of vectors of every movie, (n_movies,).
         """
         values = [self._nearness(_directions(vectors[rows[self.seen]])) for rows in orders]
-        return self._in_spreads(values, vectors[orders[0][self.seen]])
+        return self._in_spreads(values, _directions(vectors[orders[0][self.seen]]))
 
-    def _in_spreads(self, values: Sequence[float], vectors: Matrix) -> list[float]:
-        """Return values as distances from those of vectors, (n_seen, dim), in random orders."""
-        directions, rng = _directions(vectors), np.random.default_rng(0)
+    def _in_spreads(self, values: Sequence[float], directions: Matrix) -> list[float]:
+        """Return values as distances from those of directions, (n_seen, dim), in random orders."""
+        rng = np.random.default_rng(0)
         random = [self._nearness(directions, rng.permutation(self.seen.size)) for _ in range(_PERMUTATIONS)]
         spread = float(np.std(random)) or np.inf
         return [(value - float(np.mean(random))) / spread for value in values]
@@ -166,9 +167,14 @@ def _directions(vectors: Matrix) -> Matrix:
     varied = spread > _CONSTANT * np.abs(middle)
     found: Matrix = vectors - middle
     found *= np.where(varied, 1 / np.where(varied, spread, 1), 0).astype(np.float32)
-    lengths = np.sqrt(_squares(found))[:, None]
-    found /= np.where(lengths > 0, lengths, 1).astype(np.float32)
-    return found
+    return _unit(found)
+
+
+def _unit(vectors: Matrix) -> Matrix:
+    """Scale vectors to length 1, but for zeros, and return them."""
+    lengths = np.sqrt(_squares(vectors))[:, None]
+    vectors /= np.where(lengths > 0, lengths, 1).astype(np.float32)
+    return vectors
 
 
 def _squares(matrix: Matrix) -> npt.NDArray[np.float64]:

@@ -25,7 +25,7 @@ from tests.backends import BACKENDS, EVERY_BACKEND
 from tests.builders import tiny_dataset
 from tests.export.towers import FORMS, tower_of
 
-EXACT = ("additive", "recency", "colab")
+EXACT = ("additive", "recency", "newest", "colab")
 
 
 def run_with(form: str, folder: Path, *, text_ids: bool = False) -> Run:

@@ -12,7 +12,7 @@ import click
 
 from embedstore.cli.output import escape, print_json, print_table, say
 from embedstore.cli.settings import runs_option, setting
-from embedstore.errors import EmbedstoreError, UsageError
+from embedstore.errors import EmbedstoreError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from embedstore.data.dataset import Dataset, MovieTable
@@ -83,7 +83,7 @@ def import_command(
     --vector` work with the run. How a history becomes the inputs of the tower is told by their names and
     tables, else by --input (docs/import.md). The run is written after all that can be checked was.
     """
-    from embedstore.importing import import_run
+    from embedstore.importing import SeriousError, import_run
     from embedstore.importing.infer import UntoldError
 
     _check_options(tower, declaration, write_input, output, signature, ratings, columns)
@@ -109,6 +109,11 @@ def import_command(
                 raise
             _write(error.draft, write_input)
             raise UsageError(f"{error}; what could be told is in {write_input}") from error
+        except SeriousError as error:
+            if write_input is None or error.declaration is None:
+                raise
+            _write(error.declaration, write_input)
+            raise VerificationError(f"{error}; how its inputs were told is in {write_input}") from error
     if as_json:
         print_json(imported.to_dict())
     else:

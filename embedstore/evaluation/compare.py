@@ -120,9 +120,12 @@ def compare_runs(
     for name in SPLIT:
         values = [run.manifest.config.get(name) for run in (a, b)]
         if values[0] != values[1]:
+            cure = f"train one of them again with -P {name}=..."
+            if None in values:  # of a run that was imported without ratings
+                cure = f"import {(a, b)[values.index(None)].reference} again with --ratings"
             raise UsageError(
                 f"runs {a.reference} and {b.reference} were not measured on the same users: {name} is "
-                f"{values[0]} and {values[1]}; train one of them again with -P {name}=..."
+                f"{values[0]} and {values[1]}; {cure}"
             )
     data = data_of(a, dataset)
     data_of(b, dataset)

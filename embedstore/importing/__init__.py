@@ -26,10 +26,18 @@ from embedstore.runs.manifest import read_manifest
 from embedstore.runs.writer import Histories, RunContent, describe, ids_of, movie_line, write_content
 from embedstore.stores.contract import LARGEST_DIM
 
-__all__ = ["Finding", "Imported", "import_run"]
+__all__ = ["Finding", "Imported", "SeriousError", "import_run"]
 
 Array = npt.NDArray[Any]
 Say = Callable[[str], None]
+
+
+class SeriousError(VerificationError):
+    """A finding stopped an import. declaration: of the model's inputs, None where there is no model."""
+
+    def __init__(self, message: str, declaration: Declaration | None) -> None:
+        super().__init__(message)
+        self.declaration = declaration
 
 
 @dataclass(frozen=True)
@@ -103,8 +111,8 @@ def import_run(
 
     ratings: whose histories the run knows, and on which it is measured. movies: titles, years and genres.
 
-    Raises UsageError, NotFoundError and DataError for what cannot be imported, VerificationError where the
-    ids look like those of other rows, unless anyway. Nothing is written before all is well.
+    Raises UsageError, NotFoundError and DataError for what cannot be imported, SeriousError where the ids
+    look like those of other rows, unless anyway. Nothing is written before all is well.
     """
     say = progress or (lambda _: None)
     ids = movie_ids if isinstance(movie_ids, np.ndarray) else ids_of(movie_ids)
@@ -149,7 +157,9 @@ def _sealed(
     )
     serious = next((finding for finding in checked.findings if finding.serious), None)
     if serious is not None and not anyway:
-        raise VerificationError(f"{serious.text}; nothing was imported, --anyway imports it as it is")
+        raise SeriousError(
+            f"{serious.text}; nothing was imported, --anyway imports it as it is", source.declaration
+        )
     say("writing the run")
     histories, popularity = _histories(movies.ids, ratings)
     content = RunContent(

@@ -18,6 +18,7 @@ _FEATURES: Mapping[Feature, tuple[str, ...]] = {
     "movies": ("movie", "item", "histor", "watch", "rated", "seen", "click", "id", "input"),
 }
 _OTHERS = ("age", "gender", "country", "time", "timestamp", "rating", "ratings", "label", "context")
+_CURE = "declare the inputs in a file, or ask by `query --vector` with psi made elsewhere (docs/import.md)"
 _MASKS = ("mask", "valid")
 _LENGTHS = ("len", "size", "count")
 
@@ -64,13 +65,13 @@ def infer(
             wrong = wrong or str(error)
     draft = Declaration(tuple(rules))
     if wrong is not None:
-        raise UntoldError(f"{wrong}; declare the inputs in a file (docs/import.md)", draft)
+        raise UntoldError(f"{wrong}; {_CURE}", draft)
     bags = {rule.feature for rule in rules if rule.form in ("indices", "ids")}
     for rule in rules:
         if rule.form in ("mask", "length") and rule.feature not in bags:
             raise UntoldError(
                 f"input {rule.name!r} looks like a {rule.form}, but no input takes the indices of movies; "
-                "declare the inputs in a file (docs/import.md)",
+                f"{_CURE}",
                 draft,
             )
     return draft

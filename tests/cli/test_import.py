@@ -249,6 +249,20 @@ def test_a_scrambled_vocabulary_stops_the_import(
     assert "\nwarning: the ids look scrambled" in capsys.readouterr().out
 
 
+def test_what_was_told_of_the_inputs_is_written_where_the_ids_look_wrong(
+    folder: Path, model: dict[str, Any], capsys: Capture
+) -> None:
+    table = np.vstack([np.zeros(DIM), model["E"]]).astype(np.float32)
+    save_onnx(folder / "psi.onnx", IDS_AND_MASK, MEAN, f"float[users, {DIM}] psi", table=table)
+    np.save("V.npy", np.roll(model["V"], 1, axis=0))
+    arguments = ["--vectors", "V.npy", "--movies", "movies.csv", "--tower", "psi.onnx", "--ratings", "tastes"]
+    assert embedstore(["runs", "import", *arguments, "--write-input", "input.json"]) == 4
+    assert "how its inputs were told is in input.json" in capsys.readouterr().err
+    assert not Path("runs").exists()
+    told = imported(capsys, *arguments, "--input", "input.json", "--anyway")
+    assert json.loads(Path("input.json").read_text()) == told["declaration"]
+
+
 def test_the_command_seals_what_the_function_does(
     folder: Path, model: dict[str, Any], capsys: Capture
 ) -> None:

@@ -104,3 +104,6 @@ def test_runs_are_compared_on_the_users_that_both_held_out(tmp_path: Path) -> No
     other = tiny_run(tmp_path, dataset=dataset, config={**CONFIG, "split_seed": 1})
     with pytest.raises(UsageError, match="not measured on the same users: split_seed is 0 and 1"):
         compare_runs(a, other, dataset)
+    unmeasured = tiny_run(tmp_path, dataset=dataset, config={"preset": "import"})
+    with pytest.raises(UsageError, match=f"import {unmeasured.run_id} again with --ratings"):
+        compare_runs(a, unmeasured, dataset)

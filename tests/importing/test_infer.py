@@ -79,7 +79,7 @@ def test_text_is_the_ids_themselves() -> None:
         (
             [ModelInput("movies", (None, None), "int32"), ModelInput("age", (None, 1), "float32")],
             {"movies": 100},
-            "the model needs 'age', which is no part of a history",
+            "the model needs 'age', which is no part of a history .*; declare .*, or ask by `query --vector`",
         ),
         (
             [ModelInput("movies", (None, None), "int32"), ModelInput("zeta", (None, 1), "float32")],

@@ -50,6 +50,12 @@ def test_arrays_answer_as_brute_force_over_them_does(tmp_path: Path) -> None:
     assert run.manifest.config["preset"] == "import"
 
 
+@pytest.mark.parametrize("dtype", ["uint32", "int16", ">i8"])
+def test_ids_of_any_type_of_integers_are_read_again(tmp_path: Path, dtype: str) -> None:
+    run = Run.load(import_run(V, IDS.astype(dtype), runs_dir=tmp_path / "runs").path)
+    assert (run.movies.values.dtype, run.movies.values.tolist()) == (np.int64, sorted(IDS.tolist()))
+
+
 def test_a_run_without_tower_answers_by_vector_and_by_movie(tmp_path: Path) -> None:
     run = Run.load(import_run(V, IDS, runs_dir=tmp_path / "runs").path)
     assert run.manifest.tower == "none"
@@ -180,6 +186,10 @@ def test_the_declaration_names_a_vocabulary_of_another_order(tmp_path: Path) -> 
         ("model:x", IDS, {}, UsageError, "V is in no model without one"),
         (V, IDS[:-1], {}, DataError, "49 movie ids for 50 vectors"),
         (V, np.append(IDS[:-1], IDS[0]), {}, DataError, "1 movie ids stand there more than once"),
+        (V, IDS.astype(float), {}, DataError, "movie_ids: is float64 of shape .* expected integers or text"),
+        (V, -IDS, {}, DataError, "movie_ids: holds the id -500"),
+        (V, [1.5, *IDS[1:].tolist()], {}, DataError, r"movie_ids: id 0 \(counted from 0\) is 1.5"),
+        (V, [2**64, *IDS[1:].tolist()], {}, DataError, r"id 0 \(counted from 0\) is 18446744073709551616"),
         (V, IDS, {"tower": V[:, :3]}, UsageError, r"has shape \(50, 3\) and V \(50, 6\)"),
         (np.where(V > 2, np.nan, V), IDS, {}, DataError, "holds NaN, infinity"),
         ("V.pkl", IDS, {}, UsageError, "is a pickle, and a pickle runs code"),

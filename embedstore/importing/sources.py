@@ -17,6 +17,7 @@ from embedstore.data.features import Rows, Vocabulary
 from embedstore.errors import NotFoundError, UsageError
 from embedstore.importing.vectors import read_ids, read_vectors, refuse_pickle
 from embedstore.runs.declaration import Declaration, InputRule, read_declaration
+from embedstore.runs.files import release
 from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature
 
 if TYPE_CHECKING:
@@ -50,8 +51,11 @@ class Movies:
 
     def rows(self, given: Matrix) -> Matrix:
         """Return given, a row per id in the order that they were given, in the order of a run."""
-        in_order = bool((self.order[1:] > self.order[:-1]).all())
-        return given if in_order else given[self.order]
+        if (self.order[1:] > self.order[:-1]).all():
+            return given
+        rows = given[self.order]
+        release(given)
+        return rows
 
     def __iter__(self) -> Iterator[Movie]:
         nothing = Movie()

@@ -17,6 +17,7 @@ from embedstore.data.features import Rows, Vocabulary
 from embedstore.errors import NotFoundError, UsageError
 from embedstore.importing.vectors import read_ids, read_vectors, refuse_pickle
 from embedstore.runs.declaration import Declaration, InputRule, read_declaration
+from embedstore.runs.files import release
 from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature
 
 if TYPE_CHECKING:
@@ -50,8 +51,11 @@ class Movies:
 
     def rows(self, given: Matrix) -> Matrix:
         """Return given, a row per id in the order that they were given, in the order of a run."""
-        in_order = bool((self.order[1:] > self.order[:-1]).all())
-        return given if in_order else given[self.order]
+        if (self.order[1:] > self.order[:-1]).all():
+            return given
+        rows = given[self.order]
+        release(given)
+        return rows
 
     def __iter__(self) -> Iterator[Movie]:
         nothing = Movie()
@@ -207,14 +211,16 @@ def open_model(tower: Any, *, output: str | None, signature: str | None) -> Towe
 
     Raises NotFoundError where there is none, UsageError where it is of no kind that can be read.
     """
-    kind = Path(tower).suffix.lower() if isinstance(tower, str | Path) else ""
-    if isinstance(tower, str | Path) and not Path(tower).exists():
-        raise NotFoundError(f"model {tower}: there is no such file or folder; check the path")
+    kind = ""
+    if isinstance(tower, str | Path):
+        refuse_pickle(str(tower))
+        kind = Path(tower).suffix.lower()
+        if not Path(tower).exists():
+            raise NotFoundError(f"model {tower}: there is no such file or folder; check the path")
     if isinstance(tower, bytes) or kind == ".onnx":
         from embedstore.importing.onnx_model import OnnxModel
 
         return OnnxModel(tower if isinstance(tower, bytes) else Path(tower), output=output)
-    refuse_pickle(str(tower))
     if kind not in ("", ".keras", ".h5", ".hdf5") and not Path(tower).is_dir():
         raise UsageError(f"{tower} is no model: expected .onnx, .keras or the folder of a SavedModel")
     from embedstore.importing.keras_model import open_keras

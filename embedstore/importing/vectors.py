@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from embedstore.data.features import Ids
 from embedstore.errors import DataError, NotFoundError, UsageError
+from embedstore.runs.files import release
 from embedstore.runs.writer import ids_of
 
 __all__ = ["PICKLES", "Vectors", "check_ids", "read_ids", "read_vectors", "refuse_pickle"]
@@ -69,6 +70,7 @@ def read_vectors(source: str | Path | npt.NDArray[Any], *, name: str = "the arra
                 f"{name}: row {start + int(np.argmin(finite))} (counted from 0) holds NaN, infinity or a "
                 "number beyond float32, expected finite numbers; train again, or leave the movie out"
             )
+    release(array)
     return Vectors(array, name, notes)
 
 

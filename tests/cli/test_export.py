@@ -85,4 +85,4 @@ def test_bad_input_is_one_sentence(
 def test_a_run_without_tower(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit_json(folder / "runs" / RUN / "manifest.json", tower="none")
     assert embedstore(["export", "--npz"]) == 1
-    assert capsys.readouterr().err == f"Error: run {RUN} has no user tower; only `similar` works with it\n"
+    assert f"Error: run {RUN} has no user tower to make psi(X) of a history;" in capsys.readouterr().err

@@ -110,7 +110,7 @@ def cold_queries(folder: Path, n_movies: int, dim: int, runs: int) -> None:
     served, imported, own = (statistics.median(column) for column in zip(*rounds, strict=True))
     ratio = statistics.median(taken[1] / taken[2] for taken in rounds)
     print(
-        "\ncold query --history  by onnxruntime (s)  imported plain stack (s)  our own run (s)  the latter two"
+        "\ncold query --history  onnxruntime (s)  imported plain stack (s)  our own run (s)  the latter two"
     )
     print(f"{n_movies:,} x {dim:<12} {served:>15.3f}  {imported:>24.3f}  {own:>15.3f}  {ratio:>13.2f}x")
 

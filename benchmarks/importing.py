@@ -7,7 +7,7 @@ times a second), and with the mapped pages of the files (VmHWM), beside the size
 movies.csv. An import of arrays must not load TensorFlow: the process ends with an error where it does.
 
 The plain stack is a Keras model of a multi-hot history and two hidden layers, imported by its file; our own
-run is sealed from the same weights as a DenseTower.
+run is sealed from the same weights as a DenseTower; the served one is an ONNX model that is no plain stack.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cold_query import cli, seconds
-from benchmarks.generated import GENRES
+from benchmarks.generated import GENRES, write_served_model
 from benchmarks.memory import growth
 
 KINDS = {
@@ -94,9 +94,9 @@ def write_ratings(folder: Path, n_movies: int, n_ratings: int) -> None:
 
 
 def cold_queries(folder: Path, n_movies: int, dim: int, runs: int) -> None:
-    """Print the seconds of a cold query by history of an imported plain stack, and of our own run."""
+    """Print the seconds of a cold query by history of a served model, an imported stack and our own run."""
     folder.mkdir()
-    stacks = [folder / "imported", folder / "own"]
+    stacks = [folder / "served", folder / "imported", folder / "own"]
     subprocess.run(
         [*_SELF, "--stack", str(folder), "--movies", str(n_movies), "--dim", str(dim)],
         cwd=Path(__file__).parent.parent,
@@ -106,15 +106,17 @@ def cold_queries(folder: Path, n_movies: int, dim: int, runs: int) -> None:
     query = [cli(), "query", "--history", _HISTORY, "--json"]
     for stack in stacks:
         seconds(query, stack)
-    pairs = [tuple(seconds(query, stack) for stack in stacks) for _ in range(runs)]
-    first, second = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
-    ratio = statistics.median(pair[0] / pair[1] for pair in pairs)
-    print("\ncold query --history    imported plain stack (s)  our own run (s)  ratio, median of pairs")
-    print(f"{n_movies:,} x {dim:<14} {first:>24.3f}  {second:>15.3f}  {ratio:>21.2f}x")
+    rounds = [[seconds(query, stack) for stack in stacks] for _ in range(runs)]
+    served, imported, own = (statistics.median(column) for column in zip(*rounds, strict=True))
+    ratio = statistics.median(taken[1] / taken[2] for taken in rounds)
+    print(
+        "\ncold query --history  onnxruntime (s)  imported plain stack (s)  our own run (s)  the latter two"
+    )
+    print(f"{n_movies:,} x {dim:<12} {served:>15.3f}  {imported:>24.3f}  {own:>15.3f}  {ratio:>13.2f}x")
 
 
 def write_stacks(folder: Path, n_movies: int, dim: int) -> None:
-    """Seal and sync a plain stack twice: imported from a Keras model, and written as our own run."""
+    """Seal and sync a plain stack, imported from Keras and as our own run, and a model that is served."""
     import keras
 
     from embedstore.data.dataset import Dataset, RatingColumns
@@ -148,7 +150,11 @@ def write_stacks(folder: Path, n_movies: int, dim: int) -> None:
         tower=DenseTower([TowerInput("movies", table, "sum")], layers),
         metrics={},
     )
-    for stack in ("imported", "own"):
+    write_served_model(folder / "tower.onnx", n_movies, dim)
+    done = import_run(vectors, movies, runs_dir=folder / "served/runs", tower=folder / "tower.onnx")
+    if done.served_by != "onnxruntime":
+        raise RuntimeError(f"the ONNX model is served by {done.served_by}, expected onnxruntime")
+    for stack in ("served", "imported", "own"):
         run = Run.load(next((folder / stack / "runs").iterdir()))
         with open_store(folder / stack / "store", create=True) as store:
             sync(run, store)

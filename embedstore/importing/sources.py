@@ -23,6 +23,7 @@ from embedstore.runs.declaration import (
     parse_declaration,
     read_declaration,
 )
+from embedstore.runs.files import release
 from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature
 
 if TYPE_CHECKING:
@@ -56,8 +57,11 @@ class Movies:
 
     def rows(self, given: Matrix) -> Matrix:
         """Return given, a row per id in the order that they were given, in the order of a run."""
-        in_order = bool((self.order[1:] > self.order[:-1]).all())
-        return given if in_order else given[self.order]
+        if (self.order[1:] > self.order[:-1]).all():
+            return given
+        rows = given[self.order]
+        release(given)
+        return rows
 
     def __iter__(self) -> Iterator[Movie]:
         nothing = Movie()
@@ -130,7 +134,7 @@ def of_model(
     Raises UsageError, NotFoundError and DataError where it does not become a tower; see import_run.
     """
     from embedstore.importing.infer import infer
-    from embedstore.importing.towers import prove
+    from embedstore.importing.towers import prove, sided
     from embedstore.runs.served import FILES, ServedTower, open_session
 
     say("opening the model")
@@ -140,6 +144,7 @@ def of_model(
     else:
         home = Path()
     told: list[str] = []
+    inferred = declaration is None
     if declaration is None:
         labels = {feature: movies.labels(feature) for feature in ("genres", "years")}
         declaration = infer(model.inputs, model.tables, n_movies=len(movies), labels=labels)
@@ -179,6 +184,12 @@ def of_model(
                 else "this run takes zeros in place of its mean"
             )
             notes.append(f"the model answers NaN where no movie of a history has {feature}: {done}")
+        if inferred and proven.tower is served:
+            notes += [
+                f"psi depends on which side of {name!r} the padding stands, and the model does not tell: the "
+                "right was taken; where it is the left, as Keras' pad_sequences has it, declare side as left"
+                for name in sided(served)
+            ]
         if proven.limit is not None:
             notes.append(
                 f"psi is a mean of one vector per movie, but only of the newest {proven.limit}, since the "

@@ -20,7 +20,7 @@ from embedstore.runs.declaration import InputRule
 from embedstore.runs.served import ServedTower
 from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature, TowerInput
 
-__all__ = ["N_HISTORIES", "TOLERANCE", "Proven", "prove", "random_histories"]
+__all__ = ["N_HISTORIES", "TOLERANCE", "Proven", "prove", "random_histories", "sided"]
 
 N_HISTORIES: Final = 1000
 LONGEST: Final = 2000
@@ -88,6 +88,20 @@ def prove(model: ServedTower, stack: Callable[[], PlainStack | None], say: Say) 
         if difference <= TOLERANCE:
             return Proven(dense, difference, silent=_silent(model))
     return Proven(model, silent=_silent(model))
+
+
+def sided(model: ServedTower) -> Sequence[str]:
+    """Return the inputs of movies of which psi tells on which side their padding stands."""
+    found = []
+    for rule in model.rules:
+        if rule.length is None or rule.length < 2 or rule.form not in ("indices", "ids"):
+            continue
+        short = _of_known(model, random_histories(len(model.ids), _FEW, longest=rule.length - 1, seed=1))
+        other = replace(rule, side="left" if rule.side == "right" else "right")
+        turned = replace(model, rules=[other if one is rule else one for one in model.rules])
+        if len(short) and _difference(turned.batch(short), model.batch(short)) > TOLERANCE:
+            found.append(rule.name)
+    return found
 
 
 def _compared(tower: AdditiveTower | DenseTower, model: ServedTower, say: Say) -> float:

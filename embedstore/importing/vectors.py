@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from embedstore.data.features import Ids, MovieId
 from embedstore.errors import DataError, NotFoundError, UsageError
+from embedstore.runs.files import release
 from embedstore.runs.writer import ids_of
 
 __all__ = [
@@ -85,6 +86,7 @@ def read_vectors(source: str | Path | npt.NDArray[Any], *, name: str = "the arra
                 f"{name}: row {start + int(np.argmin(finite))} (counted from 0) holds NaN, infinity or a "
                 "number beyond float32, expected finite numbers; train again, or leave the movie out"
             )
+    release(array)
     return Vectors(array, name, notes)
 
 

@@ -180,8 +180,8 @@ def rules_of(content: Any) -> tuple[InputRule, ...]:
         of = [r.name for r in rules if r.feature == rule.feature and r.form in ("indices", "ids")]
         if rule.form in ("mask", "length") and len(of) != 1:
             raise ValueError(
-                f"input {rule.name!r} is the {rule.form} of {rule.feature}, of which {len(of)} inputs have the "
-                "form indices or ids; expected one"
+                f"input {rule.name!r} is the {rule.form} of {rule.feature}, of which {len(of)} inputs have "
+                "the form indices or ids; expected one"
             )
     return rules
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import mmap
 import os
 import re
 import stat
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["content_of", "map_array", "open_file", "parse_json", "read_small"]
+__all__ = ["content_of", "map_array", "open_file", "parse_json", "read_small", "release", "release_map"]
 
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _LARGEST = 4 << 20  # bytes of a file that is read whole
@@ -116,6 +117,21 @@ def map_array(file: FileIO) -> npt.NDArray[Any]:
     if int.from_bytes(header[0][8:10], "little") != header.end() - 10 or expected != size:
         raise ValueError(f"{size} bytes, expected {expected} for shape {shape}")
     return np.memmap(file, dtype, "r", header.end(), shape).view(np.ndarray)
+
+
+def release(array: npt.NDArray[Any]) -> None:
+    """Take the pages of a memory-mapped array for reading out of the process; the file keeps them."""
+    mapped: object = None if array.flags.writeable else array
+    while isinstance(mapped, np.ndarray):
+        mapped = mapped.base
+    if isinstance(mapped, mmap.mmap):
+        release_map(mapped)
+
+
+def release_map(mapped: mmap.mmap) -> None:
+    """Take the pages of a memory map for reading out of the process; the file keeps them."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _regular(found: os.stat_result, path: Path) -> None:

@@ -24,7 +24,7 @@ from embedstore.data.features import Ids, MovieId, Rows, Vocabulary
 from embedstore.errors import NotFoundError, RunError, UsageError
 from embedstore.runs.consent import allowed
 from embedstore.runs.declaration import rules_of
-from embedstore.runs.files import content_of, map_array, open_file, parse_json
+from embedstore.runs.files import content_of, map_array, open_file, parse_json, release, release_map
 from embedstore.runs.manifest import Manifest, read_manifest
 from embedstore.runs.served import FILES, NAMES, ServedTower, Session, open_session, require
 from embedstore.runs.tower import (
@@ -114,7 +114,7 @@ class Catalog(Sequence[Movie]):
 
     def release(self) -> None:
         """See Run.release."""
-        _forget(self._map)
+        release_map(self._map)
 
 
 class Run:
@@ -269,10 +269,8 @@ class Run:
         For who reads all of them: what was read counts as memory of the process until then.
         """
         for name in ("movie_vectors", "history_vectors"):
-            mapped = self.__dict__.get(name)
-            while isinstance(mapped, np.ndarray):
-                mapped = mapped.base
-            _forget(mapped)
+            if isinstance(mapped := self.__dict__.get(name), np.ndarray):
+                release(mapped)
         if "catalog" in self.__dict__:
             self.catalog.release()
 
@@ -537,9 +535,3 @@ def _within(rows: npt.NDArray[Any], n: int) -> bool:
 def _movie(line: dict[str, Any]) -> Movie:
     genres = tuple(sys.intern(genre) for genre in line["genres"])
     return Movie(title=line["title"], year=line["year"], genres=genres, cold=line.get("cold", False))
-
-
-def _forget(mapped: object) -> None:
-    """Take the pages of a memory map out of the process; the file keeps them."""
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from embedstore.data.dataset import Dataset
 from embedstore.data.features import Ids, MovieId, Rows
 from embedstore.errors import RunError
+from embedstore.runs.files import release
 from embedstore.runs.manifest import MANIFEST, Manifest, digest_of, replace_file, sync_path, with_digest
 from embedstore.runs.programs import git
 from embedstore.runs.registry import RUN_ID
@@ -157,6 +158,7 @@ def write_content(
     with run_folder(runs_dir, run_id or new_run_id(runs_dir)) as path:
         save_array(path / "movie_ids.npy", content.movie_ids)
         save_array(path / "movie_vectors.npy", vectors)
+        release(vectors)
         with open(path / "movies.jsonl", "w", encoding="utf-8") as file:
             file.writelines(content.movie_lines)
         if tower is not None:
@@ -284,6 +286,7 @@ def _check_vectors(
             raise RunError(
                 f"{name} holds NaN or infinity after training; lower the learning rate and train again"
             )
+        release(array)
 
 
 def _arrays(

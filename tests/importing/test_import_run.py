@@ -53,7 +53,8 @@ def test_arrays_answer_as_brute_force_over_them_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["uint32", "int16", ">i8"])
 def test_ids_of_any_type_of_integers_are_read_again(tmp_path: Path, dtype: str) -> None:
     run = Run.load(import_run(V, IDS.astype(dtype), runs_dir=tmp_path / "runs").path)
-    assert (run.movies.values.dtype, run.movies.values.tolist()) == (np.int64, sorted(IDS.tolist()))
+    assert run.movies.values.dtype == np.int64
+    assert run.movies.values.tolist() == sorted(IDS.tolist())
 
 
 def test_a_run_without_tower_answers_by_vector_and_by_movie(tmp_path: Path) -> None:

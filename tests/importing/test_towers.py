@@ -12,7 +12,7 @@ import pytest
 from embedstore.data.features import Bags
 from embedstore.errors import DataError
 from embedstore.importing.model import PlainInput, PlainStack
-from embedstore.importing.towers import LONGEST, N_HISTORIES, TOLERANCE, prove, random_histories
+from embedstore.importing.towers import LONGEST, N_HISTORIES, TOLERANCE, prove, random_histories, sided
 from embedstore.runs.declaration import InputRule
 from embedstore.runs.served import ServedTower
 from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature, TowerLayer
@@ -226,6 +226,13 @@ def test_a_mean_of_no_genres_is_told_and_not_held_against_the_model(plain: bool)
     assert isinstance(found.tower, DenseTower) == plain
     if plain:
         assert np.isfinite(found.tower([3])).all()
+
+
+@pytest.mark.parametrize("length", [None, 8])
+def test_a_model_tells_where_the_side_of_its_padding_matters(length: int | None) -> None:
+    rule = InputRule("x", "movies", "indices", first=1, length=length)
+    assert sided(model_of(bent, rule)) == []
+    assert sided(model_of(lambda fed: TABLE[fed["x"][:, -1]], rule)) == (["x"] if length else [])
 
 
 def test_a_model_that_answers_nan_is_refused() -> None:

@@ -57,6 +57,16 @@ def test_ids_of_any_type_of_integers_are_read_again(tmp_path: Path, dtype: str) 
     assert run.movies.values.tolist() == sorted(IDS.tolist())
 
 
+def test_what_was_changed_in_a_map_of_the_vectors_is_imported_and_stays(tmp_path: Path) -> None:
+    np.save(tmp_path / "V.npy", V)
+    mapped = np.load(tmp_path / "V.npy", mmap_mode="c")
+    mapped[0] = 1
+    view = mapped.view()
+    view.flags.writeable = False
+    run = Run.load(import_run(view, np.sort(IDS), runs_dir=tmp_path / "runs").path)
+    assert run.movie_vectors[0].tolist() == view[0].tolist() == [1] * DIM
+
+
 def test_a_run_without_tower_answers_by_vector_and_by_movie(tmp_path: Path) -> None:
     run = Run.load(import_run(V, IDS, runs_dir=tmp_path / "runs").path)
     assert run.manifest.tower == "none"

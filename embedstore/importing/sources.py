@@ -95,7 +95,7 @@ def of_arrays(movies: Movies, vectors: Array | str | Path | None, tower: Array |
 
     Raises what read_vectors raises, and UsageError where their shapes do not fit.
     """
-    if vectors is None or str(vectors).startswith(IN_MODEL):
+    if vectors is None or _in_model(vectors):
         raise UsageError(
             "V is in no model without one: give its file with --vectors, or the model with --tower"
         )
@@ -159,6 +159,13 @@ def of_model(
     places, size = _places(movies, declaration.vocabulary, home)
     _check_inputs(model, rules, size)
     _check_ids_fit(movies, rules)
+    in_vocabulary = places[np.argsort(movies.order)]  # as the ids were given
+    in_vocabulary = in_vocabulary[in_vocabulary >= 0]
+    if (vectors is None or _in_model(vectors)) and (in_vocabulary[1:] < in_vocabulary[:-1]).any():
+        raise UsageError(
+            "V is in the model, whose vocabulary has the movies in another order; give --movies or --ids in "
+            "the order of the vocabulary, or V as a file"
+        )
     matrix, bias, name, notes = _vectors_of(model, vectors, movies, rules)
     with tempfile.TemporaryDirectory(prefix="embedstore-import-") as folder:
         model.save(Path(folder))
@@ -321,7 +328,7 @@ def _vectors_of(
     model: TowerModel, vectors: Array | str | Path | None, movies: Movies, rules: Sequence[InputRule]
 ) -> tuple[Matrix, Matrix | None, str, list[str]]:
     """Return V and its bias in the order of a run, where it was found, and what to say of it."""
-    if vectors is not None and not str(vectors).startswith(IN_MODEL):
+    if vectors is not None and not _in_model(vectors):
         found = read_vectors(vectors)
         check_ids(movies.ids.values, *found.array.shape)
         _check_width(found.array.shape[1], model, found.name)
@@ -337,6 +344,10 @@ def _vectors_of(
         rows - n,
     )
     notes = []
+    if vectors is None:
+        notes.append(
+            f"V is {name}, the only weight of its shape in the model; if it is not, name a file or another"
+        )
     if rows > n:
         matrix = matrix[first : first + n]
         bias = None if bias is None else bias[first : first + n]
@@ -352,6 +363,10 @@ def _vectors_of(
         )
         bias = movies.rows(bias)
     return movies.rows(matrix), bias, f"{IN_MODEL}{name}", notes
+
+
+def _in_model(vectors: Array | str | Path) -> bool:
+    return isinstance(vectors, str) and vectors.startswith(IN_MODEL)
 
 
 def _only_one(shapes: Mapping[str, tuple[int, int]], n: int, width: int | None) -> str:

@@ -182,6 +182,14 @@ def test_the_declaration_names_a_vocabulary_of_another_order(tmp_path: Path) -> 
     psi = np.tanh(V[[1, 2]].mean(axis=0))
     watched = [int(IDS[1]), int(IDS[2])]
     assert embed(Run.load(found.path), history=watched).user_embedding == pytest.approx(psi, abs=1e-6)
+    options: dict[str, Any] = {"tower": tmp_path / "m.onnx", "declaration": tmp_path / "input.json"}
+    with pytest.raises(
+        UsageError, match="V is in the model, whose vocabulary has the movies in another order"
+    ):
+        import_run("model:table", IDS, runs_dir=tmp_path / "runs", **options)
+    found = import_run(None, IDS[order], runs_dir=tmp_path / "others", **options)
+    assert Run.load(found.path).movie_vectors.tolist() == V[np.argsort(IDS)].tolist()
+    assert "V is table, the only weight of its shape in the model" in found.findings[0].text
     (tmp_path / "vocabulary.txt").write_text("\n".join(map(str, IDS[order][:-1])) + "\n", encoding="utf-8")
     with pytest.raises(UsageError, match="the vocabulary of 49 movies is shorter than the table"):
         import_run(

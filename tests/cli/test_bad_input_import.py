@@ -367,6 +367,16 @@ CASES = [
         "the declaration has indices up to 39",
         declared({**IDS, "first": 0}, MASK),
     ),
+    Case(
+        "declaration of another length",
+        [*ONNX, "m.onnx", "--input", "input.json"],
+        2,
+        "takes 8 values a user, the declaration has length null for its indices; expected length 8",
+        lambda f: (
+            declared(IDS, MASK)(f),
+            model(INPUTS.replace("length", "8"), MEAN, table=ones(N + 1, 4))(f),
+        ),
+    ),
     Case("vocabulary missing", DECLARED, 3, "v.txt", declared(IDS, MASK, vocabulary="v.txt")),
     Case(
         "vocabulary of others",

@@ -133,9 +133,11 @@ def _check_options(
     columns: str | None,
 ) -> None:
     """Raise UsageError where an option has nothing to speak of, or --write-input nowhere to write."""
+    from embedstore.importing.vectors import is_array
+
     about_model = {"input": declaration, "write-input": write_input, "output": output, "signature": signature}
     given = [name for name, value in about_model.items() if value is not None]
-    if given and (tower is None or tower.endswith(".npy") or ".npz" in tower):
+    if given and (tower is None or is_array(tower)):
         raise UsageError(f"--{given[0]} is about a model, and none is given; name its file with --tower")
     if columns is not None and ratings is None:
         raise UsageError("--columns is about ratings, and none are given; name their file with --ratings")

@@ -18,12 +18,12 @@ from embedstore.data.dataset import Dataset, MovieTable
 from embedstore.data.features import Ids, MovieId, Vocabulary
 from embedstore.errors import RunError, UsageError, VerificationError
 from embedstore.importing.checks import Finding, check
-from embedstore.importing.sources import Movies, Source, is_array, of_arrays, of_model
-from embedstore.importing.vectors import check_ids
+from embedstore.importing.sources import Movies, Source, of_arrays, of_model
+from embedstore.importing.vectors import check_ids, ids_given, is_array
 from embedstore.runs.consent import allow, is_program
 from embedstore.runs.declaration import Declaration
 from embedstore.runs.manifest import read_manifest
-from embedstore.runs.writer import Histories, RunContent, describe, ids_of, movie_line, write_content
+from embedstore.runs.writer import Histories, RunContent, describe, movie_line, write_content
 from embedstore.stores.contract import LARGEST_DIM
 
 __all__ = ["Finding", "Imported", "SeriousError", "import_run"]
@@ -115,7 +115,7 @@ def import_run(
     look like those of other rows, unless anyway. Nothing is written before all is well.
     """
     say = progress or (lambda _: None)
-    ids = movie_ids if isinstance(movie_ids, np.ndarray) else ids_of(movie_ids)
+    ids = ids_given(movie_ids)
     check_ids(ids, ids.size)
     order = np.argsort(ids, kind="stable")  # a run has its movies in ascending order of ids
     known = Movies(Vocabulary(ids[order]), order, movies or {})

@@ -84,7 +84,7 @@ def _rule(given: ModelInput, table: int | None, known: _Known, *, alone: bool) -
     words = re.findall("[a-z]+", name.lower())
     if not alone and any(word.startswith(_MASKS) for word in words):
         return InputRule(name, feature, "mask", dtype)
-    if len(shape) == 1 or (not alone and any(word.startswith(_LENGTHS) for word in words)):
+    if not alone and any(word.startswith(_LENGTHS) for word in words):
         return InputRule(name, feature, "length", dtype)
     if len(shape) != 2:
         raise ValueError(f"input {name!r} has shape {_shown(shape)}; expected (users, movies)")
@@ -96,7 +96,7 @@ def _rule(given: ModelInput, table: int | None, known: _Known, *, alone: bool) -
         if feature != "movies":
             raise ValueError(f"input {name!r} takes the names of {feature}, expected their indices")
         return InputRule(name, feature, "ids", dtype, padding="", length=shape[1])
-    if dtype.startswith("float"):
+    if dtype == "bool" or dtype.startswith("float"):
         return _multi_hot(given, feature, labels, n)
     if table is None:
         raise ValueError(
@@ -107,6 +107,11 @@ def _rule(given: ModelInput, table: int | None, known: _Known, *, alone: bool) -
             f"input {name!r} goes into a table of {table:,} rows, and there are {n:,} {feature}: the "
             f"vocabulary is {'shorter' if n < table else 'longer'} than the table, expected {n:,} rows "
             "or up to two more"
+        )
+    if shape[1] == table:
+        raise ValueError(
+            f"input {name!r} has a column for each row of its table: whether it takes indices or a multi_hot "
+            "of whole numbers cannot be told"
         )
     first, unknown = _PADDED_FROM[table - n]
     return InputRule(

@@ -61,7 +61,7 @@ class Branch:
         most = min(self.rule.length or _LONGEST, _LONGEST, values.size if movies else _LONGEST)
         sizes = rng.integers(1, most + 1, size=_BAGS)
         bags = Bags.of(rng.choice(values, size, replace=not movies) for size in sizes)
-        found = self._given(bags)
+        found = np.concatenate([self._given(bags.part(bag, bag + 1)) for bag in range(_BAGS)])  # unpadded
         if table is None:
             total = np.zeros((_BAGS, self.size))
             np.add.at(total, (np.repeat(np.arange(_BAGS), sizes), bags.rows), 1.0)

@@ -15,8 +15,14 @@ import numpy.typing as npt
 from embedstore.data.dataset import Movie, MovieTable
 from embedstore.data.features import Rows, Vocabulary
 from embedstore.errors import NotFoundError, UsageError
-from embedstore.importing.vectors import read_ids, read_vectors, refuse_pickle
-from embedstore.runs.declaration import Declaration, InputRule, read_declaration
+from embedstore.importing.vectors import check_ids, read_ids, read_vectors, refuse_pickle
+from embedstore.runs.declaration import (
+    EXACT_BITS,
+    Declaration,
+    InputRule,
+    parse_declaration,
+    read_declaration,
+)
 from embedstore.runs.files import release
 from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature
 
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
     from embedstore.importing.model import Matrix, TowerModel
     from embedstore.runs.served import ServedTower
 
-__all__ = ["IN_MODEL", "Movies", "Source", "is_array", "of_arrays", "of_model"]
+__all__ = ["IN_MODEL", "Movies", "Source", "of_arrays", "of_model"]
 
 Array = npt.NDArray[Any]
 Say = Callable[[str], None]
@@ -84,24 +90,17 @@ class Source:
     bias: bool = False
 
 
-def is_array(tower: object) -> bool:
-    """Whether tower is an array of history vectors, or the file of one, rather than a model."""
-    if isinstance(tower, str | Path):
-        return Path(str(tower).rpartition(":")[0] or tower).suffix.lower() in (".npy", ".npz")
-    return isinstance(tower, np.ndarray)
-
-
 def of_arrays(movies: Movies, vectors: Array | str | Path | None, tower: Array | str | Path | None) -> Source:
     """Return V of vectors, and the tower that is a mean of tower's rows, or none.
 
     Raises what read_vectors raises, and UsageError where their shapes do not fit.
     """
-    if vectors is None or str(vectors).startswith(IN_MODEL):
+    if vectors is None or _in_model(vectors):
         raise UsageError(
             "V is in no model without one: give its file with --vectors, or the model with --tower"
         )
     found = read_vectors(vectors)
-    _check_rows(found.array, movies, found.name)
+    check_ids(movies.ids.values, *found.array.shape)
     if tower is None:
         return Source(movies.rows(found.array), None, None, found.notes, named={"vectors": _named(vectors)})
     history = read_vectors(tower, name="the array of the tower")
@@ -155,9 +154,18 @@ def of_model(
             for rule in declaration.inputs
             if rule.form == "multi_hot"
         ]
+    declaration = parse_declaration(declaration.to_json().encode(), name="the declaration")
     rules = declaration.inputs
     places, size = _places(movies, declaration.vocabulary, home)
     _check_inputs(model, rules, size)
+    _check_ids_fit(movies, rules)
+    in_vocabulary = places[np.argsort(movies.order)]  # as the ids were given
+    in_vocabulary = in_vocabulary[in_vocabulary >= 0]
+    if (vectors is None or _in_model(vectors)) and (in_vocabulary[1:] < in_vocabulary[:-1]).any():
+        raise UsageError(
+            "V is in the model, whose vocabulary has the movies in another order; give --movies or --ids in "
+            "the order of the vocabulary, or V as a file"
+        )
     matrix, bias, name, notes = _vectors_of(model, vectors, movies, rules)
     with tempfile.TemporaryDirectory(prefix="embedstore-import-") as folder:
         model.save(Path(folder))
@@ -270,7 +278,7 @@ def _places(movies: Movies, vocabulary: str, home: Path) -> tuple[Rows, int]:
 
 
 def _check_inputs(model: TowerModel, rules: Sequence[InputRule], size: int) -> None:
-    """Raise UsageError where rules are not those of the model's inputs, or their tables have other sizes.
+    """Raise UsageError where rules are not of the model's inputs, or have other indices than these take.
 
     size: of the vocabulary of movies.
     """
@@ -281,6 +289,7 @@ def _check_inputs(model: TowerModel, rules: Sequence[InputRule], size: int) -> N
         raise UsageError(f"the declaration has a rule for {name!r}; the model has {', '.join(sorted(asked))}")
     shapes = {found.name: found.shape for found in model.inputs}
     for rule in rules:
+<<<<<<< HEAD
         key = "size" if rule.form == "multi_hot" else "length"
         wide, told = shapes[rule.name][1:2], getattr(rule, key)
         if rule.form in ("multi_hot", "indices", "ids") and wide not in ((), (None,), (told,)):
@@ -290,13 +299,23 @@ def _check_inputs(model: TowerModel, rules: Sequence[InputRule], size: int) -> N
             )
         table = model.tables.get(rule.name)
         if table is None or rule.form not in ("indices", "multi_hot"):
+=======
+        if rule.form not in ("indices", "multi_hot"):
+>>>>>>> 3f2fb453ad2ffa0305405b136535224f91bb27d2
             continue
+        table = model.tables.get(rule.name)
         n = size if rule.feature == "movies" else len(rule.labels)
         others = [rule.unknown] if rule.unknown is not None else []
         if rule.form == "indices" and isinstance(rule.padding, int):
             others.append(rule.padding)
         expected = max(rule.first + n, *(other + 1 for other in others), 0)
-        if table != expected:
+        room = rule.size if rule.form == "multi_hot" else 1 << EXACT_BITS[rule.dtype]
+        if room is not None and expected > room:
+            raise UsageError(
+                f"input {rule.name!r} has indices up to {expected - 1:,}, which its "
+                f"{'size' if rule.form == 'multi_hot' else 'dtype'} cannot hold (below {room:,}); correct it"
+            )
+        if table not in (None, expected):
             raise UsageError(
                 f"input {rule.name!r} goes into a table of {table:,} rows, the declaration has indices up to "
                 f"{expected - 1:,}: the vocabulary of {n:,} {rule.feature} is "
@@ -304,13 +323,27 @@ def _check_inputs(model: TowerModel, rules: Sequence[InputRule], size: int) -> N
             )
 
 
+def _check_ids_fit(movies: Movies, rules: Sequence[InputRule]) -> None:
+    """Raise UsageError where the ids of the movies are no numbers of the input that takes them."""
+    for rule in rules:
+        if rule.form != "ids" or rule.dtype == "str":
+            continue
+        highest = int(movies.ids.values[-1]) if movies.ids.integer else None
+        if highest is None or highest >= 1 << EXACT_BITS[rule.dtype]:
+            found = "text" if highest is None else f"{highest:,}"
+            raise UsageError(
+                f"input {rule.name!r} takes ids as {rule.dtype}, and the movies have {found}; declare "
+                "indices, and the vocabulary that they are of"
+            )
+
+
 def _vectors_of(
     model: TowerModel, vectors: Array | str | Path | None, movies: Movies, rules: Sequence[InputRule]
 ) -> tuple[Matrix, Matrix | None, str, list[str]]:
     """Return V and its bias in the order of a run, where it was found, and what to say of it."""
-    if vectors is not None and not str(vectors).startswith(IN_MODEL):
+    if vectors is not None and not _in_model(vectors):
         found = read_vectors(vectors)
-        _check_rows(found.array, movies, found.name)
+        check_ids(movies.ids.values, *found.array.shape)
         _check_width(found.array.shape[1], model, found.name)
         return movies.rows(found.array), None, _named(vectors), list(found.notes)
     shapes = model.candidates()
@@ -318,10 +351,16 @@ def _vectors_of(
     name = _only_one(shapes, n, model.width) if vectors is None else str(vectors).removeprefix(IN_MODEL)
     rows = next((side for side in shapes.get(name, ()) if n <= side <= n + _PADDING), n)
     matrix, bias = model.matrix(name, rows)
+    matrix = read_vectors(matrix, name=name).array
     first = next(
-        (rule.first for rule in rules if rule.feature == "movies" and rule.form == "indices"), rows - n
+        (rule.first for rule in rules if rule.feature == "movies" and rule.form in ("indices", "multi_hot")),
+        rows - n,
     )
     notes = []
+    if vectors is None:
+        notes.append(
+            f"V is {name}, the only weight of its shape in the model; if it is not, name a file or another"
+        )
     if rows > n:
         matrix = matrix[first : first + n]
         bias = None if bias is None else bias[first : first + n]
@@ -337,6 +376,10 @@ def _vectors_of(
         )
         bias = movies.rows(bias)
     return movies.rows(matrix), bias, f"{IN_MODEL}{name}", notes
+
+
+def _in_model(vectors: Array | str | Path) -> bool:
+    return isinstance(vectors, str) and vectors.startswith(IN_MODEL)
 
 
 def _only_one(shapes: Mapping[str, tuple[int, int]], n: int, width: int | None) -> str:
@@ -359,12 +402,6 @@ def _only_one(shapes: Mapping[str, tuple[int, int]], n: int, width: int | None) 
     raise UsageError(
         f"the model has {said} of the shape of V, {wanted}; name it with --vectors model:NAME or a file"
     )
-
-
-def _check_rows(array: Matrix, movies: Movies, name: str) -> None:
-    from embedstore.importing.vectors import check_ids
-
-    check_ids(movies.ids.values, len(array), array.shape[1])
 
 
 def _check_width(width: int, model: TowerModel, name: str) -> None:

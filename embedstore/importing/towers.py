@@ -62,7 +62,8 @@ def prove(model: ServedTower, stack: Callable[[], PlainStack | None], say: Say) 
 
     Raises DataError where the model answers a history with NaN or infinity, of which every input has a value.
     """
-    n, room = len(model.ids), _room(model.rules)
+    n = len(model.ids)
+    room = _room(model.rules, n)
     say("comparing psi with the mean of psi of single movies")
     few = _of_known(model, random_histories(n, _FEW, longest=min(room or _SHORT, _SHORT), seed=1))
     if not len(few):
@@ -75,7 +76,7 @@ def prove(model: ServedTower, stack: Callable[[], PlainStack | None], say: Say) 
             _difference(means, answers) <= TOLERANCE
             and np.isfinite(rows := _singles(model, np.arange(n))).all()
         ):
-            limited = room < min(LONGEST, n)
+            limited = room < n
             mean = DenseTower([TowerInput("movies", rows, newest=room)]) if limited else AdditiveTower(rows)
             if (difference := _compared(mean, model, say)) <= TOLERANCE:
                 return Proven(mean, difference, limit=room if limited else None)
@@ -115,12 +116,12 @@ def _of_known(model: ServedTower, histories: Bags) -> Bags:
     return histories.of_users(model.knows(histories))
 
 
-def _room(rules: Sequence[InputRule]) -> int:
-    """Return how many movies of a history the model is told of, the newest; 0 where these are the oldest."""
+def _room(rules: Sequence[InputRule], n: int) -> int:
+    """Return how many of n movies the model is told of at once, the newest; 0 where these are the oldest."""
     limits = [rule for rule in rules if rule.feature == "movies" and rule.length is not None]
     if any(rule.keep == "oldest" for rule in limits):
         return 0
-    return min((rule.length for rule in limits if rule.length is not None), default=LONGEST)
+    return min((rule.length for rule in limits if rule.length is not None), default=n)
 
 
 def _answers(model: ServedTower, histories: Bags) -> Matrix:
@@ -183,6 +184,8 @@ def _dense(stack: PlainStack, model: ServedTower) -> DenseTower | None:
             if indices is None or int(indices.max()) >= len(part.table):
                 return None
             newest = rule.length if rule.length is not None and rule.length < len(indices) else None
+            if newest is not None and rule.keep == "oldest":
+                return None
             inputs.append(TowerInput("movies", part.table[indices], part.pooling, newest=newest))
             continue
         own = np.arange(len(rule.labels)) + rule.first
@@ -199,10 +202,16 @@ def _dense(stack: PlainStack, model: ServedTower) -> DenseTower | None:
 
 
 def _rows_of_movies(model: ServedTower, rule: InputRule) -> Rows | None:
-    """Return the row of a table for every movie, None where some are left out or known by text."""
+    """Return the row of a table for every movie, None where some have none, or are known by text.
+
+    In a multi_hot of ones two unknown movies count once, which no table can.
+    """
     if rule.form == "ids":
         return model.ids.astype(np.int64) if model.ids.dtype.kind in "iu" else None
-    if rule.unknown is None and (model.positions < 0).any():
+    n_unknown = int(np.count_nonzero(model.positions < 0))
+    if n_unknown and (
+        rule.unknown is None or (n_unknown > 1 and rule.form == "multi_hot" and rule.values == "one")
+    ):
         return None
     return np.where(model.positions >= 0, model.positions + rule.first, rule.unknown or 0)
 

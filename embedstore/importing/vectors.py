@@ -13,12 +13,21 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from embedstore.data.features import Ids
+from embedstore.data.features import Ids, MovieId
 from embedstore.errors import DataError, NotFoundError, UsageError
 from embedstore.runs.files import release
 from embedstore.runs.writer import ids_of
 
-__all__ = ["PICKLES", "Vectors", "check_ids", "read_ids", "read_vectors", "refuse_pickle"]
+__all__ = [
+    "PICKLES",
+    "Vectors",
+    "check_ids",
+    "ids_given",
+    "is_array",
+    "read_ids",
+    "read_vectors",
+    "refuse_pickle",
+]
 
 PICKLES: Final = (".pkl", ".pickle", ".pt", ".pth", ".joblib")
 
@@ -40,6 +49,13 @@ class Vectors:
     array: Matrix
     name: str
     notes: Sequence[str] = ()
+
+
+def is_array(source: object) -> bool:
+    """Whether source is an array, or names one: FILE.npy, FILE.npz or FILE.npz:NAME."""
+    if isinstance(source, str | Path):
+        return Path(source).suffix.lower() == ".npy" or _MEMBER.fullmatch(str(source)) is not None
+    return isinstance(source, np.ndarray)
 
 
 def read_vectors(source: str | Path | npt.NDArray[Any], *, name: str = "the array of vectors") -> Vectors:
@@ -99,17 +115,21 @@ def read_ids(path: str | Path) -> Ids:
         raise DataError(f"{name}: is a JSON {type(values).__name__}, expected a list of ids")
     if not values:
         raise DataError(f"{name}: holds no id; expected one per vector")
-    for row, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int | str) or _outside(value):
-            raise DataError(
-                f"{name}: id {row} (counted from 0) is {value!r}, expected integers from 0 to 2^64-1 or text"
-            )
     if all(isinstance(value, str) and _INTEGER.fullmatch(value) for value in values):
         numbers = [int(value) for value in values]
-        return ids_of(values if any(map(_outside, numbers)) else numbers)
-    if any(isinstance(value, str) for value in values):
-        values = [str(value) for value in values]
-    return ids_of(values)
+        values = values if any(map(_outside, numbers)) else numbers
+    return _ids_of_list(values, name)
+
+
+def ids_given(ids: Sequence[MovieId] | Ids) -> Ids:
+    """Return the ids that a program has, as read_ids returns those of a file; text stays text.
+
+    Raises DataError where they are no ids.
+    """
+    name = "movie_ids"
+    if isinstance(ids, np.ndarray):
+        return _ids_of_array(ids, name)
+    return _ids_of_list([value.item() if isinstance(value, np.generic) else value for value in ids], name)
 
 
 def check_ids(ids: Ids, n: int, dim: int | None = None) -> None:
@@ -167,6 +187,17 @@ def _lines(text: str) -> list[str]:
 
 def _outside(value: int | str) -> bool:
     return isinstance(value, int) and not 0 <= value < 2**64
+
+
+def _ids_of_list(values: Sequence[Any], name: str) -> Ids:
+    for row, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int | str) or _outside(value):
+            raise DataError(
+                f"{name}: id {row} (counted from 0) is {value!r}, expected integers from 0 to 2^64-1 or text"
+            )
+    if any(isinstance(value, str) for value in values):
+        values = [str(value) for value in values]
+    return ids_of(values)
 
 
 def _ids_of_array(found: npt.NDArray[Any], name: str) -> Ids:

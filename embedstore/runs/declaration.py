@@ -18,12 +18,30 @@ from typing import Any, Final, Literal
 from embedstore.errors import UsageError
 from embedstore.runs.files import parse_json
 
-__all__ = ["Declaration", "InputRule", "ModelInput", "parse_declaration", "read_declaration", "rules_of"]
+__all__ = [
+    "EXACT_BITS",
+    "Declaration",
+    "InputRule",
+    "ModelInput",
+    "parse_declaration",
+    "read_declaration",
+    "rules_of",
+]
 
 SCHEMA = 1
 Feature = Literal["movies", "genres", "years"]
 Form = Literal["indices", "ids", "multi_hot", "mask", "length"]
 
+EXACT_BITS: Final[Mapping[str, int]] = {  # of the whole numbers from 0 on that a type tells apart
+    "float32": 24,
+    "float64": 53,
+    "float16": 11,
+    "int64": 63,
+    "int32": 31,
+    "int16": 15,
+    "int8": 7,
+    "bool": 1,
+}
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "feature": ("movies", "genres", "years"),
     "form": ("indices", "ids", "multi_hot", "mask", "length"),
@@ -31,9 +49,10 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "order": ("oldest_first", "newest_first"),
     "side": ("right", "left"),
     "values": ("one", "count", "mean", "l2"),
-    "dtype": ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "bool", "str"),
+    "dtype": (*EXACT_BITS, "str"),
 }
-_LARGEST = 1 << 31  # of an index, a length or a size
+_LARGEST = 1 << 31  # of an index or a size
+_LONGEST = 1 << 16  # of an input of a fixed length
 
 
 @dataclass(frozen=True)
@@ -158,17 +177,13 @@ def rules_of(content: Any) -> tuple[InputRule, ...]:
             raise ValueError(
                 f"inputs {rule.name!r} and {other.name!r} have different labels; expected the same"
             )
-        if rule.form in ("mask", "length") and _of(rule, rules) is None:
+        of = [r.name for r in rules if r.feature == rule.feature and r.form in ("indices", "ids")]
+        if rule.form in ("mask", "length") and len(of) != 1:
             raise ValueError(
-                f"input {rule.name!r} is the {rule.form} of {rule.feature}, of which no input has the form "
-                "indices or ids; correct its feature"
+                f"input {rule.name!r} is the {rule.form} of {rule.feature}, of which {len(of)} inputs have "
+                "the form indices or ids; expected one"
             )
     return rules
-
-
-def _of(rule: InputRule, rules: tuple[InputRule, ...]) -> InputRule | None:
-    """Return the rule whose rows a mask or length is about."""
-    return next((r for r in rules if r.feature == rule.feature and r.form in ("indices", "ids")), None)
 
 
 def _rule(number: int, entry: Any) -> InputRule:
@@ -188,9 +203,10 @@ def _rule(number: int, entry: Any) -> InputRule:
     for key in ("first", "length", "size", "unknown"):
         value = entry.get(key)
         least = 1 if key in ("length", "size") else 0
-        fits = type(value) is int and least <= value < _LARGEST
+        most = (_LONGEST if key == "length" else _LARGEST) - 1
+        fits = type(value) is int and least <= value <= most
         if key in entry and not fits and not (value is None and key != "first"):
-            raise ValueError(f"{who}: {key} is {value!r}; expected a whole number from {least}")
+            raise ValueError(f"{who}: {key} is {value!r}; expected a whole number from {least} to {most}")
     labels = entry.get("labels", [])
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"{who}: labels is {str(labels)[:40]}; expected a list of texts")

@@ -120,10 +120,13 @@ def map_array(file: FileIO) -> npt.NDArray[Any]:
 
 
 def release(array: npt.NDArray[Any]) -> None:
-    """Take the pages of a memory-mapped array for reading out of the process; the file keeps them."""
-    mapped: object = None if array.flags.writeable else array
+    """Take the pages of a memory-mapped array out of the process; the file keeps them.
+
+    Not those of a map that can be written to: what was changed is in its pages alone.
+    """
+    mapped: object = array
     while isinstance(mapped, np.ndarray):
-        mapped = mapped.base
+        mapped = None if mapped.flags.writeable else mapped.base
     if isinstance(mapped, mmap.mmap):
         release_map(mapped)
 

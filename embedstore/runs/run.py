@@ -47,7 +47,6 @@ _LARGEST = 2**63
 _LINES = 1000  # read at a time where all are read
 _BLOCK = 1 << 20
 _MOST_POSITIONS = 1 << 31  # of a vocabulary
-_LONGEST = 1 << 16  # of an input of a model with a fixed length
 
 
 class Catalog(Sequence[Movie]):
@@ -331,8 +330,7 @@ class Run:
             highest = len(rule.labels) - 1 if rule.labels else int(positions.max(initial=0))
             columns = max(rule.first + highest, rule.unknown or 0) + 1
             # Each is a row of a table in the model, of a byte at least.
-            fits = rule.form != "multi_hot" or columns <= (rule.size or 0) <= n_bytes
-            if not fits or (rule.length or 0) > _LONGEST:
+            if rule.form == "multi_hot" and not columns <= (rule.size or 0) <= n_bytes:
                 raise self._damaged(name, f"describes an input {rule.name!r} that its model cannot have")
         return ServedTower(
             session=self._session(kind, files, output, signature),

@@ -116,6 +116,7 @@ ONNX = [*ARRAYS, "--tower"]
 X = ["runs", "import", "--vectors", "V.npy", "--ids"]
 IDS: dict[str, Any] = {"name": "ids", "feature": "movies", "form": "indices", "dtype": "int64", "first": 1}
 MASK: dict[str, Any] = {"name": "mask", "feature": "movies", "form": "mask", "dtype": "float32"}
+HOT = {"name": "x", "feature": "movies", "form": "multi_hot", "dtype": "float32"}
 DECLARED = [*ONNX, "mean.onnx", "--input", "input.json"]
 CASES = [
     # V
@@ -325,6 +326,13 @@ CASES = [
         ),
     ),
     Case(
+        "V in the model with NaN",
+        [*IMPORT, "--vectors", "model:V", "--tower", "m.onnx"],
+        1,
+        "V: row 7 (counted from 0) holds NaN",
+        model(INPUTS, f"{MEAN} w = Cast <to = 1> (V)", table=ones(N + 1, 4), V=broken(np.nan)),
+    ),
+    Case(
         "makes NaN",
         [*ONNX, "m.onnx"],
         1,
@@ -358,7 +366,7 @@ CASES = [
         DECLARED,
         2,
         "the declaration has a rule for 'x'; the model has ids, mask",
-        declared(IDS, MASK, {**IDS, "name": "x"}),
+        declared(IDS, MASK, {**MASK, "name": "x"}),
     ),
     Case(
         "declaration off by one",
@@ -368,6 +376,7 @@ CASES = [
         declared({**IDS, "first": 0}, MASK),
     ),
     Case(
+<<<<<<< HEAD
         "declaration of another length",
         [*ONNX, "m.onnx", "--input", "input.json"],
         2,
@@ -375,6 +384,52 @@ CASES = [
         lambda f: (
             declared(IDS, MASK)(f),
             model(INPUTS.replace("length", "8"), MEAN, table=ones(N + 1, 4))(f),
+=======
+        "declaration with two rows of movies for a mask",
+        DECLARED,
+        2,
+        "'mask' is the mask of movies, of which 2 inputs have the form",
+        declared(IDS, {**IDS, "name": "recent"}, MASK),
+    ),
+    Case(
+        "declaration of few columns",
+        [*ONNX, "m.onnx", "--input", "input.json"],
+        2,
+        "input 'x' has indices up to 39, which its size cannot hold (below 20)",
+        lambda f: (
+            model("float[users, length] x", "psi = Relu (x)")(f),
+            declared({**HOT, "size": 20})(f),
+        ),
+    ),
+    Case(
+        "declaration of a small type",
+        [*X, "i.txt", "--tower", "mean.onnx", "--input", "input.json"],
+        2,
+        "input 'ids' has indices up to 40, which its dtype cannot hold (below 2)",
+        lambda f: (
+            text("i.txt", "\n".join(map(str, range(N))))(f),
+            declared({**IDS, "dtype": "bool"}, MASK)(f),
+        ),
+    ),
+    Case(
+        "declaration of ids that are text",
+        [*X, "i.txt", "--tower", "mean.onnx", "--input", "input.json"],
+        2,
+        "input 'ids' takes ids as int64, and the movies have text",
+        lambda f: (
+            text("i.txt", "\n".join(f"tt{i}" for i in range(N)))(f),
+            declared({"name": "ids", "feature": "movies", "form": "ids"}, MASK)(f),
+        ),
+    ),
+    Case(
+        "declaration of ids that are larger than the type",
+        [*X, "i.txt", "--tower", "mean.onnx", "--input", "input.json"],
+        2,
+        "takes ids as int64, and the movies have 9,223,372,036,854,775,847",
+        lambda f: (
+            text("i.txt", "\n".join(str(2**63 + i) for i in range(N)))(f),
+            declared({"name": "ids", "feature": "movies", "form": "ids"}, MASK)(f),
+>>>>>>> 3f2fb453ad2ffa0305405b136535224f91bb27d2
         ),
     ),
     Case("vocabulary missing", DECLARED, 3, "v.txt", declared(IDS, MASK, vocabulary="v.txt")),

@@ -50,6 +50,23 @@ def test_arrays_answer_as_brute_force_over_them_does(tmp_path: Path) -> None:
     assert run.manifest.config["preset"] == "import"
 
 
+@pytest.mark.parametrize("dtype", ["uint32", "int16", ">i8"])
+def test_ids_of_any_type_of_integers_are_read_again(tmp_path: Path, dtype: str) -> None:
+    run = Run.load(import_run(V, IDS.astype(dtype), runs_dir=tmp_path / "runs").path)
+    assert run.movies.values.dtype == np.int64
+    assert run.movies.values.tolist() == sorted(IDS.tolist())
+
+
+def test_what_was_changed_in_a_map_of_the_vectors_is_imported_and_stays(tmp_path: Path) -> None:
+    np.save(tmp_path / "V.npy", V)
+    mapped = np.load(tmp_path / "V.npy", mmap_mode="c")
+    mapped[0] = 1
+    view = mapped.view()
+    view.flags.writeable = False
+    run = Run.load(import_run(view, np.sort(IDS), runs_dir=tmp_path / "runs").path)
+    assert run.movie_vectors[0].tolist() == view[0].tolist() == [1] * DIM
+
+
 def test_a_run_without_tower_answers_by_vector_and_by_movie(tmp_path: Path) -> None:
     run = Run.load(import_run(V, IDS, runs_dir=tmp_path / "runs").path)
     assert run.manifest.tower == "none"
@@ -165,6 +182,14 @@ def test_the_declaration_names_a_vocabulary_of_another_order(tmp_path: Path) -> 
     psi = np.tanh(V[[1, 2]].mean(axis=0))
     watched = [int(IDS[1]), int(IDS[2])]
     assert embed(Run.load(found.path), history=watched).user_embedding == pytest.approx(psi, abs=1e-6)
+    options: dict[str, Any] = {"tower": tmp_path / "m.onnx", "declaration": tmp_path / "input.json"}
+    with pytest.raises(
+        UsageError, match="V is in the model, whose vocabulary has the movies in another order"
+    ):
+        import_run("model:table", IDS, runs_dir=tmp_path / "runs", **options)
+    found = import_run(None, IDS[order], runs_dir=tmp_path / "others", **options)
+    assert Run.load(found.path).movie_vectors.tolist() == V[np.argsort(IDS)].tolist()
+    assert "V is table, the only weight of its shape in the model" in found.findings[0].text
     (tmp_path / "vocabulary.txt").write_text("\n".join(map(str, IDS[order][:-1])) + "\n", encoding="utf-8")
     with pytest.raises(UsageError, match="the vocabulary of 49 movies is shorter than the table"):
         import_run(
@@ -180,6 +205,10 @@ def test_the_declaration_names_a_vocabulary_of_another_order(tmp_path: Path) -> 
         ("model:x", IDS, {}, UsageError, "V is in no model without one"),
         (V, IDS[:-1], {}, DataError, "49 movie ids for 50 vectors"),
         (V, np.append(IDS[:-1], IDS[0]), {}, DataError, "1 movie ids stand there more than once"),
+        (V, IDS.astype(float), {}, DataError, "movie_ids: is float64 of shape .* expected integers or text"),
+        (V, -IDS, {}, DataError, "movie_ids: holds the id -500"),
+        (V, [1.5, *IDS[1:].tolist()], {}, DataError, r"movie_ids: id 0 \(counted from 0\) is 1.5"),
+        (V, [2**64, *IDS[1:].tolist()], {}, DataError, r"id 0 \(counted from 0\) is 18446744073709551616"),
         (V, IDS, {"tower": V[:, :3]}, UsageError, r"has shape \(50, 3\) and V \(50, 6\)"),
         (np.where(V > 2, np.nan, V), IDS, {}, DataError, "holds NaN, infinity"),
         ("V.pkl", IDS, {}, UsageError, "is a pickle, and a pickle runs code"),

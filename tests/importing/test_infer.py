@@ -31,9 +31,10 @@ def test_a_fixed_shape_is_a_fixed_length() -> None:
     assert (rule.length, rule.keep, rule.side) == (50, "newest", "right")
 
 
-def test_columns_of_numbers_are_a_multi_hot() -> None:
-    (rule,) = told(ModelInput("watched", (None, 100), "float32")).inputs
-    assert rule == InputRule("watched", "movies", "multi_hot", "float32", size=100)
+@pytest.mark.parametrize("dtype", ["float32", "bool"])
+def test_columns_of_numbers_are_a_multi_hot(dtype: str) -> None:
+    (rule,) = told(ModelInput("watched", (None, 100), dtype), watched=100).inputs
+    assert rule == InputRule("watched", "movies", "multi_hot", dtype, size=100)
 
 
 def test_the_inputs_of_the_course_are_told_by_their_names() -> None:
@@ -71,6 +72,16 @@ def test_text_is_the_ids_themselves() -> None:
         ([ModelInput("x", (None, 90), "float32")], {}, "has 90 columns and there are 100 movies"),
         ([ModelInput("x", (None, None), "float32")], {}, "does not say how many; expected 100"),
         ([ModelInput("x", (None, None, 8), "int32")], {}, r"has shape \(any, any, 8\)"),
+        (
+            [ModelInput("x", (None, 101), "int64")],
+            {"x": 101},
+            "indices or a multi_hot of whole numbers cannot",
+        ),
+        (
+            [ModelInput("movies", (None, None), "int32"), ModelInput("movie_id", (None,), "int32")],
+            {"movies": 101, "movie_id": 101},
+            r"input 'movie_id' has shape \(any\)",
+        ),
         (
             [ModelInput("user_id", (None, None), "int32")],
             {"user_id": 944},

@@ -145,6 +145,12 @@ def test_ids_and_a_mask_are_a_pooled_table_and_dense_layers(pooling: Pooling, bo
     np.testing.assert_allclose(plain(model, IDS, MASK), expected, atol=1e-5)
 
 
+def test_a_mean_without_a_mask_is_one_of_histories_that_are_not_padded() -> None:
+    body = f"e = Gather (table, ids) pooled = ReduceMean <keepdims=0> (e, one) {TWO_LAYERS}"
+    model = opened("int64[users, length] ids", body, TOWER)
+    np.testing.assert_allclose(plain(model, IDS), two_layers(pooled(TABLE[1:], "mean")), atol=1e-5)
+
+
 def test_the_table_has_the_row_of_what_is_unknown() -> None:
     model = OnnxModel(masked().SerializeToString())
     stack = model.plain([replace(IDS, first=2, unknown=1), MASK])

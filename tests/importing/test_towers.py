@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,40 @@ def test_a_model_that_lacks_movies_and_leaves_them_out_serves_itself() -> None:
     rules = (InputRule("x", "movies", "indices", first=1),)
     model = ServedTower(mean, "onnx", rules, places, {}, np.arange(N), DIM)
     assert proven(model, PlainStack([PlainInput("x", TABLE, "mean")])).tower is model
+
+
+@pytest.fixture
+def compared_on_single_movies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no history that is compared tell of what happens to longer ones."""
+    monkeypatch.setattr("embedstore.importing.towers._SHORT", 1)
+    monkeypatch.setattr("embedstore.importing.towers.LONGEST", 1)
+    monkeypatch.setattr("embedstore.importing.towers.random_histories", partial(random_histories, longest=1))
+
+
+@pytest.mark.usefixtures("compared_on_single_movies")
+def test_a_mean_with_room_for_more_than_was_compared_has_that_limit() -> None:
+    found = proven(model_of(mean, InputRule("x", "movies", "indices", first=1, length=20)))
+    assert found.limit == 20
+
+
+@pytest.mark.usefixtures("compared_on_single_movies")
+def test_a_stack_of_the_oldest_movies_serves_itself() -> None:
+    model = model_of(mean, InputRule("x", "movies", "indices", first=1, length=20, keep="oldest"))
+    assert proven(model, PlainStack([PlainInput("x", TABLE, "mean")])).tower is model
+
+
+@pytest.mark.usefixtures("compared_on_single_movies")
+@pytest.mark.parametrize("n_unknown", [1, 2])
+def test_two_unknown_movies_are_one_in_a_multi_hot_of_ones(n_unknown: int) -> None:
+    places = np.where(np.arange(N) < n_unknown, -1, PLACES)
+    rules = (InputRule("x", "movies", "multi_hot", "float32", first=1, unknown=0, size=N + 1),)
+
+    def psi(fed: Fed) -> Any:
+        return fed["x"] @ TABLE
+
+    model = ServedTower(psi, "onnx", rules, places, {}, np.arange(N), DIM)
+    found = proven(model, PlainStack([PlainInput("x", TABLE, "sum")]))
+    assert isinstance(found.tower, DenseTower) == (n_unknown == 1)
 
 
 @pytest.mark.parametrize("plain", [True, False])

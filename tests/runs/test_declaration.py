@@ -61,6 +61,7 @@ def test_a_declaration_is_the_same_after_a_round_trip_and_says_no_defaults(tmp_p
         (text_of({**IDS, "first": None}), "first is None"),
         (text_of({**IDS, "length": 0}), "length is 0; expected a whole number from 1"),
         (text_of({**IDS, "length": True}), "length is True"),
+        (text_of({**IDS, "length": 1 << 16}), "length is 65536; expected a whole number from 1 to 65535"),
         (text_of({**IDS, "padding": ""}), "padding is ''; expected a whole number"),
         (text_of({**IDS, "dtype": "str"}), "takes text; expected the form ids"),
         (text_of({**IDS, "form": "ids", "dtype": "str"}), "padding is 0; expected a text"),
@@ -70,7 +71,11 @@ def test_a_declaration_is_the_same_after_a_round_trip_and_says_no_defaults(tmp_p
         (text_of({**GENRES, "labels": ["a", "a"]}), "has a label twice"),
         (text_of({**GENRES, "form": "ids"}), "the form ids is of movies"),
         (text_of(IDS, IDS), "input 'ids' has two rules"),
-        (text_of({**IDS, "form": "mask"}), "is the mask of movies, of which no input has the form indices"),
+        (text_of({**IDS, "form": "mask"}), "is the mask of movies, of which 0 inputs have the form indices"),
+        (
+            text_of(IDS, {**IDS, "name": "recent"}, {"name": "m", "feature": "movies", "form": "mask"}),
+            "'m' is the mask of movies, of which 2 inputs have the form indices or ids; expected one",
+        ),
         (text_of(GENRES, {**GENRES, "name": "h", "labels": ["b"]}), "'g' and 'h' have different labels"),
     ],
 )

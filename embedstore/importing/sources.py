@@ -289,7 +289,6 @@ def _check_inputs(model: TowerModel, rules: Sequence[InputRule], size: int) -> N
         raise UsageError(f"the declaration has a rule for {name!r}; the model has {', '.join(sorted(asked))}")
     shapes = {found.name: found.shape for found in model.inputs}
     for rule in rules:
-<<<<<<< HEAD
         key = "size" if rule.form == "multi_hot" else "length"
         wide, told = shapes[rule.name][1:2], getattr(rule, key)
         if rule.form in ("multi_hot", "indices", "ids") and wide not in ((), (None,), (told,)):
@@ -297,11 +296,7 @@ def _check_inputs(model: TowerModel, rules: Sequence[InputRule], size: int) -> N
                 f"input {rule.name!r} takes {wide[0]:,} values a user, the declaration has {key} "
                 f"{'null' if told is None else f'{told:,}'} for its {rule.form}; expected {key} {wide[0]}"
             )
-        table = model.tables.get(rule.name)
-        if table is None or rule.form not in ("indices", "multi_hot"):
-=======
         if rule.form not in ("indices", "multi_hot"):
->>>>>>> 3f2fb453ad2ffa0305405b136535224f91bb27d2
             continue
         table = model.tables.get(rule.name)
         n = size if rule.feature == "movies" else len(rule.labels)

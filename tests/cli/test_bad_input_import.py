@@ -376,7 +376,6 @@ CASES = [
         declared({**IDS, "first": 0}, MASK),
     ),
     Case(
-<<<<<<< HEAD
         "declaration of another length",
         [*ONNX, "m.onnx", "--input", "input.json"],
         2,
@@ -384,7 +383,9 @@ CASES = [
         lambda f: (
             declared(IDS, MASK)(f),
             model(INPUTS.replace("length", "8"), MEAN, table=ones(N + 1, 4))(f),
-=======
+        ),
+    ),
+    Case(
         "declaration with two rows of movies for a mask",
         DECLARED,
         2,
@@ -429,7 +430,6 @@ CASES = [
         lambda f: (
             text("i.txt", "\n".join(str(2**63 + i) for i in range(N)))(f),
             declared({"name": "ids", "feature": "movies", "form": "ids"}, MASK)(f),
->>>>>>> 3f2fb453ad2ffa0305405b136535224f91bb27d2
         ),
     ),
     Case("vocabulary missing", DECLARED, 3, "v.txt", declared(IDS, MASK, vocabulary="v.txt")),

@@ -247,11 +247,19 @@ def labels_of(feature: str, movie: Movie) -> Sequence[str]:
 
 
 def _feature(movies: Movies, rule: InputRule) -> MovieFeature:
-    """Return the labels of every movie as rows of rule.labels, -1 where a label is none of them."""
+    """Return the labels of every movie as rows of rule.labels, -1 where a label is none of them.
+
+    Raises UsageError where no movie has one of them.
+    """
     row = {label: number for number, label in enumerate(rule.labels)}
     values = [[row.get(label, -1) for label in labels_of(rule.feature, movie)] for movie in movies]
     offsets = np.concatenate([[0], np.cumsum([len(part) for part in values])]).astype(np.int64)
     flat = np.array([value for part in values for value in part], dtype=np.int64)
+    if not (flat >= 0).any():
+        raise UsageError(
+            f"no movie has one of the {len(rule.labels)} {rule.feature} that input {rule.name!r} takes; give "
+            f"movies with {rule.feature} by --movies, in the words of the labels"
+        )
     return MovieFeature(rule.feature, offsets, flat, rule.labels)
 
 

@@ -432,6 +432,20 @@ CASES = [
             declared({"name": "ids", "feature": "movies", "form": "ids"}, MASK)(f),
         ),
     ),
+    Case(
+        "declaration of genres that no movie has",
+        [*ONNX, "m.onnx", "--input", "input.json"],
+        2,
+        "no movie has one of the 4 genres that input 'x' takes; give movies with genres by --movies",
+        lambda f: (
+            model(
+                f"{INPUTS}, float[users, 4] x",
+                f"{MEAN.replace('psi', 'p')} psi = Add (p, x)",
+                table=ones(N + 1, 4),
+            )(f),
+            declared(IDS, MASK, {**HOT, "feature": "genres", "labels": list("abcd"), "size": 4})(f),
+        ),
+    ),
     Case("vocabulary missing", DECLARED, 3, "v.txt", declared(IDS, MASK, vocabulary="v.txt")),
     Case(
         "vocabulary of others",

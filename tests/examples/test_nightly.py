@@ -128,7 +128,14 @@ def test_by_default_the_model_is_the_two_tower_example(job: Job) -> None:
     assert Run.load(job.runs / live).manifest.tower == "additive"
 
 
-@pytest.mark.parametrize("step", ["runs import", "sync", "gc --keep"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param("runs import", marks=pytest.mark.slow),
+        "sync",
+        pytest.param("gc --keep", marks=pytest.mark.slow),
+    ],
+)
 def test_a_night_that_was_killed_is_made_good_by_the_next(job: Job, step: str) -> None:
     job.night(expected=-signal.SIGKILL, KILL_BEFORE=step)
     killed = job.live()

@@ -82,7 +82,10 @@ def list_command(runs_dir: Path, *, as_json: bool, as_csv: bool) -> None:
         )
         return
     if not records:
-        click.echo(f"no run in {escape(str(runs_dir))}; make one with `embedstore train`", err=True)
+        click.echo(
+            f"no run in {escape(str(runs_dir))}; make one with `embedstore train` or `runs import`",
+            err=True,
+        )
         return
     shown = [name for name in HEADLINE if name in names]
     print_table(

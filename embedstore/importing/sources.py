@@ -295,7 +295,15 @@ def _check_inputs(model: TowerModel, rules: Sequence[InputRule], size: int) -> N
         if name in asked:
             raise UsageError(f"the model needs {name!r} and the declaration has no rule for it; add one")
         raise UsageError(f"the declaration has a rule for {name!r}; the model has {', '.join(sorted(asked))}")
+    shapes = {found.name: found.shape for found in model.inputs}
     for rule in rules:
+        key = "size" if rule.form == "multi_hot" else "length"
+        wide, told = shapes[rule.name][1:2], getattr(rule, key)
+        if rule.form in ("multi_hot", "indices", "ids") and wide not in ((), (None,), (told,)):
+            raise UsageError(
+                f"input {rule.name!r} takes {wide[0]:,} values a user, the declaration has {key} "
+                f"{'null' if told is None else f'{told:,}'} for its {rule.form}; expected {key} {wide[0]}"
+            )
         if rule.form not in ("indices", "multi_hot"):
             continue
         table = model.tables.get(rule.name)

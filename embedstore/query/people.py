@@ -67,6 +67,8 @@ def read_vectors(content: bytes, *, name: str) -> tuple[npt.NDArray[np.float32],
     DataError where it is nothing of these, or a number is not finite as float32.
     """
     expected = "expected a .npy file of numbers, or numbers as JSON or between blanks or commas"
+    if not content.strip():
+        raise DataError(f"{name} is empty; {expected}")
     try:
         vectors, run_id = (_npy(content), None) if content.startswith(_NPY) else _numbers(content.decode())
     except UnicodeDecodeError:

@@ -82,7 +82,9 @@ def find_run(runs_dir: Path, reference: str = "latest") -> Run:
     if reference == "latest":
         sealed = [summary for summary in summaries if summary.manifest is not None]
         if not sealed:
-            raise NotFoundError(f"no finished run in {runs_dir}; make one with `embedstore train`")
+            raise NotFoundError(
+                f"no finished run in {runs_dir}; make one with `embedstore train` or `runs import`"
+            )
         return Run.load(sealed[-1].path)
     fitting = [summary for summary in summaries if reference and summary.run_id.startswith(reference)]
     if len(fitting) > 1:

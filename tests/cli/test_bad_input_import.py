@@ -376,6 +376,16 @@ CASES = [
         declared({**IDS, "first": 0}, MASK),
     ),
     Case(
+        "declaration of another length",
+        [*ONNX, "m.onnx", "--input", "input.json"],
+        2,
+        "takes 8 values a user, the declaration has length null for its indices; expected length 8",
+        lambda f: (
+            declared(IDS, MASK)(f),
+            model(INPUTS.replace("length", "8"), MEAN, table=ones(N + 1, 4))(f),
+        ),
+    ),
+    Case(
         "declaration with two rows of movies for a mask",
         DECLARED,
         2,

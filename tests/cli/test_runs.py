@@ -75,7 +75,10 @@ def test_list_as_json_and_csv_agree(capsys: Capture) -> None:
 
 def test_no_runs_is_an_empty_list(capsys: Capture) -> None:
     assert run(["runs", "list"]) == 0
-    assert capsys.readouterr() == ("", "no run in runs; make one with `embedstore train`\n")
+    assert capsys.readouterr() == (
+        "",
+        "no run in runs; make one with `embedstore train` or `runs import`\n",
+    )
     assert run(["runs", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
 

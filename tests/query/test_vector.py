@@ -229,7 +229,7 @@ TRUNCATED = npy(np.ones(4))[:-1]
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", r"f has shape \(0,\)"),
+        (b" \n", "f is empty; expected a .npy file of numbers"),
         (b"[]", r"f has shape \(0,\)"),
         (b"[[[1]]]", r"f has shape \(1, 1, 1\)"),
         (b"\xff\xfe", "f is neither a .npy file nor text"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -142,15 +143,11 @@ def _psi(own: Scorer, moved: Sequence[Scorer], held_out: HeldOut) -> Iterator[Fi
 
 
 def _standard_errors(values: npt.NDArray[np.float64]) -> float:
-    """Return the mean of values in standard errors, 0 where all are the same."""
-    error = float(values.std()) / np.sqrt(values.size)
-    return (
-        float(values.mean()) / error
-        if error > 0
-        else np.sign(values.mean()) * np.inf
-        if values.any()
-        else 0.0
-    )
+    """Return the mean of values in standard errors, infinite where all are one number other than 0."""
+    mean, error = float(values.mean()), float(values.std()) / math.sqrt(values.size)
+    if error > 0:
+        return mean / error
+    return math.copysign(math.inf, mean) if mean else 0.0
 
 
 def _first(held_out: HeldOut, n: int) -> HeldOut:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from embedstore.errors import UsageError
+from embedstore.importing.model import shape_text
 from embedstore.runs.declaration import Declaration, Feature, InputRule, ModelInput
 
 __all__ = ["UntoldError", "infer"]
@@ -87,7 +88,7 @@ def _rule(given: ModelInput, table: int | None, known: _Known, *, alone: bool) -
     if not alone and any(word.startswith(_LENGTHS) for word in words):
         return InputRule(name, feature, "length", dtype)
     if len(shape) != 2:
-        raise ValueError(f"input {name!r} has shape {_shown(shape)}; expected (users, movies)")
+        raise ValueError(f"input {name!r} has shape {shape_text(shape)}; expected (users, movies)")
     labels = tuple(known.labels.get(feature, ()))
     n = known.n_movies if feature == "movies" else len(labels)
     if feature != "movies" and not labels:
@@ -148,7 +149,3 @@ def _feature(name: str, *, alone: bool) -> Feature:
     if not alone and not any(word.startswith((*_MASKS, *_LENGTHS)) for word in words):
         raise ValueError(f"the model needs {name!r}, and what that is cannot be told from its name")
     return "movies"
-
-
-def _shown(shape: Sequence[int | None]) -> str:
-    return "(" + ", ".join("any" if length is None else str(length) for length in shape) + ")"

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.errors import NotFoundError, UsageError
-from embedstore.importing.model import Matrix, PlainStack
+from embedstore.importing.model import Matrix, PlainStack, shape_text
 from embedstore.runs.declaration import InputRule, ModelInput
 from embedstore.runs.quiet import start_tensorflow
 from embedstore.runs.served import FILES, Session, one_of, said, session_of
@@ -436,8 +436,9 @@ def _checked_width(shape: Sequence[int | None] | None, name: str) -> int | None:
     if shape is None:
         return None
     if len(shape) != 2:
-        shown = ", ".join("any" if length is None else str(length) for length in shape)
-        raise UsageError(f"output {name!r} has shape ({shown}); expected psi, (users, width): name another")
+        raise UsageError(
+            f"output {name!r} has shape {shape_text(shape)}; expected psi, (users, width): name another"
+        )
     return shape[1]
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from embedstore.runs.declaration import InputRule, ModelInput
 from embedstore.runs.tower import Pooling, TowerLayer
 
-__all__ = ["Matrix", "PlainInput", "PlainStack", "TowerModel"]
+__all__ = ["Matrix", "PlainInput", "PlainStack", "TowerModel", "shape_text"]
 
 Matrix = npt.NDArray[np.float32]
 
@@ -36,6 +36,13 @@ class PlainStack:
 
     inputs: Sequence[PlainInput]
     layers: Sequence[TowerLayer] = ()
+
+
+def shape_text(shape: Sequence[int | None] | None) -> str:
+    """Return what a message calls a shape that a model declares: (any, 64)."""
+    if shape is None:
+        return "unknown"
+    return "(" + ", ".join("any" if length is None else str(length) for length in shape) + ")"
 
 
 class TowerModel(Protocol):

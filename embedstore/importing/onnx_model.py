@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embedstore.errors import RunError, UsageError
-from embedstore.importing.model import Matrix, PlainStack
+from embedstore.importing.model import Matrix, PlainStack, shape_text
 from embedstore.runs.declaration import InputRule, ModelInput
 from embedstore.runs.served import Session, open_session
 
@@ -87,7 +87,7 @@ class OnnxModel:
         except RunError as error:
             raise UsageError(
                 f"{self._who} does not say how wide {self._output!r} is, expected (users, width), found "
-                f"{_shown(shape)}, and one history does not tell: {error}"
+                f"{shape_text(shape)}, and one history does not tell: {error}"
             ) from error
 
     def candidates(self) -> Mapping[str, tuple[int, int]]:
@@ -149,7 +149,7 @@ class OnnxModel:
         """Return the name of the tensor that is psi."""
         outputs = self._graph.outputs
         if output is None and len(outputs) != 1:
-            described = (f"{name} {_shown(_shape(info))}" for name, info in outputs.items())
+            described = (f"{name} {shape_text(_shape(info))}" for name, info in outputs.items())
             raise UsageError(
                 f"{self._who} has {len(outputs)} outputs: {_listed(described)}; name the one that is psi "
                 "with --output"
@@ -161,7 +161,7 @@ class OnnxModel:
             self.notes.append(f"psi is {name}, a tensor inside the model")
         elif (shape := _shape(outputs[name])) is not None and len(shape) != 2:
             raise UsageError(
-                f"output {name!r} of {self._who} has shape {_shown(shape)}; expected (users, width)"
+                f"output {name!r} of {self._who} has shape {shape_text(shape)}; expected (users, width)"
             )
         return name
 
@@ -178,7 +178,7 @@ class OnnxModel:
 
         shape = _shape(info)
         if not info.type.HasField("tensor_type") or not shape or shape.count(None) > 2:
-            found = "no tensor" if not info.type.HasField("tensor_type") else f"of shape {_shown(shape)}"
+            found = "no tensor" if not info.type.HasField("tensor_type") else f"of shape {shape_text(shape)}"
             raise UsageError(
                 f"input {info.name!r} of {self._who} is {found}; expected (users, movies), or (users,), "
                 "with at most two lengths left open"
@@ -196,12 +196,6 @@ def _shape(info: ValueInfoProto) -> tuple[int | None, ...] | None:
     if not tensor.HasField("shape"):
         return None
     return tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
-
-
-def _shown(shape: Sequence[int | None] | None) -> str:
-    if shape is None:
-        return "unknown"
-    return "(" + ", ".join("any" if length is None else str(length) for length in shape) + ")"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -26,6 +26,7 @@ N_HISTORIES: Final = 1000
 LONGEST: Final = 2000
 TOLERANCE: Final = 1e-5  # of the largest value of a dimension: what float32 loses in a model, not in ours
 _FEW, _SHORT = 20, 50  # histories for a first look, and the movies of the longest: a model may be slow
+_MANY = 100  # movies that are compared with each other
 _NOISE = 1e-6  # of the largest value of all: what is smaller may be nothing but cancellation
 
 Say = Callable[[str], None]
@@ -62,7 +63,8 @@ def prove(model: ServedTower, stack: Callable[[], PlainStack | None], say: Say) 
 
     stack: what the model looks like by its weights, asked where it is not additive.
 
-    Raises DataError where the model answers a history with NaN or infinity, of which every input has a value.
+    Raises DataError where the model answers a history with NaN or infinity, of which every input has a value,
+    or all movies alike.
     """
     n = len(model.ids)
     room = _room(model.rules, n)
@@ -71,6 +73,7 @@ def prove(model: ServedTower, stack: Callable[[], PlainStack | None], say: Say) 
     if not len(few):
         return Proven(model)
     answers = _answers(model, few)
+    _check_movies_differ(model)
     if room and (model.positions >= 0).all():
         used, places = np.unique(few.rows, return_inverse=True)
         means = AdditiveTower(_singles(model, used)).batch(Bags(places, few.offsets))
@@ -93,6 +96,17 @@ def prove(model: ServedTower, stack: Callable[[], PlainStack | None], say: Say) 
     if difference <= TOLERANCE:
         return Proven(dense, difference, silent=_silent(model))
     return Proven(model, silent=_silent(model), refused=difference)
+
+
+def _check_movies_differ(model: ServedTower) -> None:
+    """Raise DataError where psi is the same of every movie: a lookup in the model may know none of them."""
+    known = np.flatnonzero(model.knows(Bags(np.arange(len(model.ids)), np.arange(len(model.ids) + 1))))
+    some = known[:: max(1, known.size // _MANY)]
+    if some.size > 1 and not np.ptp(_singles(model, some), axis=0).any():
+        raise DataError(
+            f"the model gives the same psi for each of {some.size} movies, so it knows nothing of what it is "
+            "fed as movies; declare what its inputs are, see docs/import.md"
+        )
 
 
 def sided(model: ServedTower) -> Sequence[str]:

@@ -246,6 +246,16 @@ def test_a_model_that_answers_nan_is_refused() -> None:
         proven(model_of(broken))
 
 
+def test_a_model_that_looks_up_titles_and_is_fed_ids_is_refused() -> None:
+    row = {f"Movie {number}": number + 1 for number in range(N)}
+
+    def by_title(fed: Fed) -> Any:
+        return TABLE[[[row.get(text, 0) for text in texts] for texts in fed["title"]]].mean(axis=1)
+
+    with pytest.raises(DataError, match="the model gives the same psi for each of 60 movies, so it knows"):
+        proven(model_of(by_title, InputRule("title", "movies", "ids", "str", padding="")))
+
+
 def test_random_histories_are_of_all_lengths_and_name_no_movie_twice() -> None:
     histories = random_histories(5000, N_HISTORIES)
     assert len(histories) == N_HISTORIES

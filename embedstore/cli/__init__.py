@@ -81,7 +81,7 @@ def cli() -> None:
 
     \b
     embedstore data fetch ml-100k    ratings into ./data
-    embedstore train                 a sealed run in ./runs
+    embedstore train                 a sealed run in ./runs; or runs import yours
     embedstore sync                  its vectors into ./store, alias `movies`
     embedstore query --user 196      recommendations
 

@@ -108,7 +108,7 @@ def import_command(
             if write_input is None:
                 raise
             _write(error.draft, write_input)
-            raise UsageError(f"{error}; what could be told is in {write_input}") from error
+            raise UsageError(f"{error}; what could be told is in {write_input}, correct the rest") from error
         except SeriousError as error:
             if write_input is None or error.declaration is None:
                 raise

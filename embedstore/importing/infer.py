@@ -25,7 +25,7 @@ _LENGTHS = ("len", "size", "count")
 
 
 class UntoldError(UsageError):
-    """An input cannot be told; draft is the declaration as far as it got."""
+    """An input cannot be told; draft is the declaration as far as it got, with a rule to correct for it."""
 
     def __init__(self, message: str, draft: Declaration) -> None:
         super().__init__(message)
@@ -64,6 +64,7 @@ def infer(
             rules.append(_rule(given, tables.get(given.name), known, alone=len(inputs) == 1))
         except ValueError as error:
             wrong = wrong or str(error)
+            rules.append(_draft(given))
     draft = Declaration(tuple(rules))
     if wrong is not None:
         raise UntoldError(f"{wrong}; {_CURE}", draft)
@@ -118,6 +119,16 @@ def _rule(given: ModelInput, table: int | None, known: _Known, *, alone: bool) -
     return InputRule(
         name, feature, "indices", dtype, labels=labels, first=first, length=shape[1], unknown=unknown
     )
+
+
+def _draft(given: ModelInput) -> InputRule:
+    """Return a rule of the right name, type and length, for a person to correct."""
+    size = given.shape[1] if len(given.shape) == 2 else None
+    if given.dtype == "str":
+        return InputRule(given.name, "movies", "ids", "str", padding="", length=size)
+    if given.dtype == "bool" or given.dtype.startswith("float"):
+        return InputRule(given.name, "movies", "multi_hot", given.dtype, size=size or 1)
+    return InputRule(given.name, "movies", "indices", given.dtype, length=size)
 
 
 def _multi_hot(given: ModelInput, feature: Feature, labels: tuple[str, ...], n: int) -> InputRule:

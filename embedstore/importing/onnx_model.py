@@ -55,6 +55,11 @@ class OnnxModel:
         if outside:
             self.notes.append("weights in files beside the model were read into one file")
         self._graph = Graph(model)
+        types = sorted({kind for _, kind in self._graph.weights().values()} - {"float32"})
+        if types:
+            self.notes.append(
+                f"weights of the model are {', '.join(types)}: what a run has of them is float32"
+            )
         self._output = self._chosen(output)
         used = self._graph.needed(self._output)
         self._check_operators(used)
@@ -108,9 +113,6 @@ class OnnxModel:
                 f"weight {name!r} of {self._who} has shape {shapes[name]}; expected a row, or a column, for "
                 f"each of {n:,} movies"
             )
-        dtype = self._graph.weights()[name][1]
-        if dtype != "float32":
-            self.notes.append(f"{name} is {dtype} in the model, and float32 in the run")
         values = self._graph.weight(name)
         turned = shapes[name][0] != n or (shapes[name][1] == n and self._graph.is_kernel(name))
         bias = self._graph.bias_of(name, n)

@@ -134,7 +134,7 @@ def of_model(
     Raises UsageError, NotFoundError and DataError where it does not become a tower; see import_run.
     """
     from embedstore.importing.infer import infer
-    from embedstore.importing.towers import prove, sided
+    from embedstore.importing.towers import TOLERANCE, prove, sided
     from embedstore.runs.served import FILES, ServedTower, open_session
 
     say("opening the model")
@@ -184,6 +184,11 @@ def of_model(
             signature=signature,
         )
         proven = prove(served, lambda: model.plain(rules), say)
+        if proven.refused is not None:
+            notes.append(
+                f"the weights look like a plain stack, but that is {proven.refused:.0e} off the model, of "
+                f"the largest value of a dimension, more than {TOLERANCE:.0e}: the model itself serves psi"
+            )
         for feature in proven.silent:
             done = (
                 "this run can have none"

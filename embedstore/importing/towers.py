@@ -39,13 +39,15 @@ class Proven:
     difference: the largest from the model, of the largest value of its dimension, on 1,000 random
     histories; None where the model itself answers. limit: the movies of a history beyond which an else
     additive model is none, since its input has no room for more. silent: the features, genres or years,
-    that make the model answer NaN where no movie of a history has one, as a mean of nothing does.
+    that make the model answer NaN where no movie of a history has one, as a mean of nothing does. refused:
+    the difference of a plain stack that was not taken, None where there was none.
     """
 
     tower: AdditiveTower | DenseTower | ServedTower
     difference: float | None = None
     limit: int | None = None
     silent: Sequence[str] = ()
+    refused: float | None = None
 
 
 def random_histories(n_movies: int, count: int, *, longest: int = LONGEST, seed: int = 0) -> Bags:
@@ -86,11 +88,14 @@ def prove(model: ServedTower, stack: Callable[[], PlainStack | None], say: Say) 
     say("looking for a plain stack in the weights of the model")
     found = stack()
     dense = None if found is None else _dense(found, model)
-    if dense is not None and _difference(dense.batch(few), answers) <= TOLERANCE:
+    if dense is None:
+        return Proven(model, silent=_silent(model))
+    difference = _difference(dense.batch(few), answers)
+    if difference <= TOLERANCE:
         difference = _compared(dense, model, say)
-        if difference <= TOLERANCE:
-            return Proven(dense, difference, silent=_silent(model))
-    return Proven(model, silent=_silent(model))
+    if difference <= TOLERANCE:
+        return Proven(dense, difference, silent=_silent(model))
+    return Proven(model, silent=_silent(model), refused=difference)
 
 
 def _check_movies_differ(model: ServedTower) -> None:

@@ -150,7 +150,7 @@ def check_ids(ids: Ids, n: int, dim: int | None = None) -> None:
     if twice.size:
         named = ", ".join(map(str, twice[:_SHOWN].tolist())) + (", …" if twice.size > _SHOWN else "")
         raise DataError(
-            f"{twice.size:,} movie ids stand there more than once ({named}); expected one vector per movie, "
+            f"movie ids stand there more than once ({named}); expected one vector per movie, "
             "key movies by their id and not by their title"
         )
 

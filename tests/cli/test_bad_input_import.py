@@ -212,7 +212,7 @@ CASES = [
         "ids twice",
         [*X, "i.txt"],
         1,
-        "1 movie ids stand there more than once (5)",
+        "movie ids stand there more than once (5)",
         text("i.txt", "\n".join(map(str, [5, *range(1, N)]))),
     ),
     Case("ids too few", [*X, "i.txt"], 1, "2 movie ids for 40 vectors", text("i.txt", "1\n2\n")),
@@ -551,8 +551,11 @@ def test_what_could_be_told_is_written(folder: Path, capfd: Capture) -> None:
     save_onnx(folder / "m.onnx", INPUTS, MEAN, table=ones(45, 4))
     assert embedstore([*ONNX, "m.onnx", "--write-input", "input.json"]) == 2
     err = capfd.readouterr().err
-    assert err.endswith("; what could be told is in input.json\n")
-    assert json.loads(Path("input.json").read_text())["inputs"] == [MASK]
+    assert err.endswith("; what could be told is in input.json, correct the rest\n")
+    assert json.loads(Path("input.json").read_text())["inputs"] == [
+        {k: v for k, v in IDS.items() if k != "first"},
+        MASK,
+    ]
     assert not Path("runs").exists()
 
 

@@ -247,8 +247,9 @@ def test_metrics_are_those_that_a_training_has(model: Model, rated: Dataset) -> 
     config = TrainConfig.of("linear", {"embedding_dim": 16})
     trained = train_model(rated, config).metrics
     assert found.metrics.keys() == trained.keys()
-    for name in ("users", "target", "popularity", "ease", "protocol"):
+    for name in ("target", "popularity", "ease", "protocol"):
         assert found.metrics[name] == trained[name]
+    assert found.metrics["users"] == {name: trained["users"][name] for name in ("test", "scored")}
     assert found.metrics["ndcg@100"] == pytest.approx(trained["ndcg@100"], abs=1e-6)
     assert found.config == {"target": 4.0, "split_seed": 0, "validation_share": 0.1, "test_share": 0.15}
     text = only(found, "metrics").text

@@ -204,7 +204,7 @@ def test_the_declaration_names_a_vocabulary_of_another_order(tmp_path: Path) -> 
         (None, IDS, {}, UsageError, "V is in no model without one"),
         ("model:x", IDS, {}, UsageError, "V is in no model without one"),
         (V, IDS[:-1], {}, DataError, "49 movie ids for 50 vectors"),
-        (V, np.append(IDS[:-1], IDS[0]), {}, DataError, "1 movie ids stand there more than once"),
+        (V, np.append(IDS[:-1], IDS[0]), {}, DataError, "movie ids stand there more than once"),
         (V, IDS.astype(float), {}, DataError, "movie_ids: is float64 of shape .* expected integers or text"),
         (V, -IDS, {}, DataError, "movie_ids: holds the id -500"),
         (V, [1.5, *IDS[1:].tolist()], {}, DataError, r"movie_ids: id 0 \(counted from 0\) is 1.5"),

@@ -8,7 +8,7 @@ import pytest
 
 from embedstore.errors import UsageError
 from embedstore.importing.infer import UntoldError, infer
-from embedstore.runs.declaration import Declaration, InputRule, ModelInput
+from embedstore.runs.declaration import Declaration, InputRule, ModelInput, parse_declaration
 
 LABELS = {"genres": ["Comedy", "Drama", "War"], "years": ["1990", "1995"]}
 
@@ -116,8 +116,16 @@ def test_genres_cannot_be_told_without_the_movies() -> None:
         told(ModelInput("genres", (None, None), "int32"), labels={}, genres=20)
 
 
-def test_the_draft_holds_what_could_be_told() -> None:
-    inputs = ModelInput("movies", (None, None), "int32"), ModelInput("zeta", (None, 1), "float32")
+def test_the_draft_has_a_rule_to_correct_for_what_could_not_be_told() -> None:
+    inputs = ModelInput("movies", (None, None), "int32"), ModelInput("zeta", (None, 7), "float32")
     with pytest.raises(UntoldError) as raised:
         told(*inputs, movies=101)
-    assert raised.value.draft.inputs == (InputRule("movies", "movies", "indices", "int32", first=1),)
+    assert raised.value.draft.inputs == (
+        InputRule("movies", "movies", "indices", "int32", first=1),
+        InputRule("zeta", "movies", "multi_hot", "float32", size=7),
+    )
+    again = parse_declaration(raised.value.draft.to_json().encode(), name="input.json")
+    assert again == raised.value.draft
+    with pytest.raises(UntoldError) as raised:
+        told(ModelInput("x", (None, 50), "int32"))
+    assert raised.value.draft.inputs == (InputRule("x", "movies", "indices", "int32", length=50),)

@@ -431,7 +431,7 @@ def test_v_of_another_type_is_converted_and_said(kind: int, name: str) -> None:
     vectors, _ = tower.matrix("v", 2)
     assert vectors.dtype == np.float32
     np.testing.assert_array_equal(vectors, values)
-    assert tower.notes == [f"v is {name} in the model, and float32 in the run"]
+    assert tower.notes == [f"weights of the model are {name}: what a run has of them is float32"]
 
 
 def test_weights_in_other_files_are_read_into_one(tmp_path: Path) -> None:

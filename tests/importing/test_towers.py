@@ -121,8 +121,11 @@ def test_a_model_that_takes_the_ids_themselves_has_a_row_for_every_number() -> N
 def test_a_stack_that_answers_otherwise_is_not_used() -> None:
     model = model_of(bent)
     wrong = PlainStack([PlainInput("x", TABLE, "l2")], [TowerLayer(KERNEL, None, "tanh")])
-    assert proven(model, wrong).tower is model
+    found = proven(model, wrong)
+    assert found.tower is model
+    assert found.refused > TOLERANCE
     assert proven(model).tower is model
+    assert proven(model).refused is None
     assert proven(model).difference is None
 
 

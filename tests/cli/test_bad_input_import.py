@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -593,7 +594,8 @@ def command(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 def test_an_interrupted_import_leaves_nothing(folder: Path) -> None:
     os.mkfifo("slow.txt")
-    process = command("runs", "import", "--vectors", "V.npy", "--ids", "slow.txt")
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are deaf to it
+    process = command("runs", "import", "--vectors", "V.npy", "--ids", "slow.txt", preexec_fn=heard)
     with open("slow.txt", "w"):  # it is there once the command reads it
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)

@@ -357,7 +357,10 @@ def _vectors_of(
     shapes = model.candidates()
     n = len(movies)
     name = _only_one(shapes, n, model.width) if vectors is None else str(vectors).removeprefix(IN_MODEL)
-    rows = next((side for side in shapes.get(name, ()) if n <= side <= n + _PADDING), n)
+    first, second = shapes.get(name, (n, n))
+    sides = ((first, second), (second, first))
+    fits = (rows for rows, width in sides if n <= rows <= n + _PADDING and model.width in (None, width))
+    rows = next(fits, n)
     matrix, bias = model.matrix(name, rows)
     matrix = read_vectors(matrix, name=name).array
     first = next(

@@ -581,6 +581,26 @@ def test_the_smallest_models_are_imported(folder: Path, capfd: Capture, shape: t
     assert embedstore(["similar", names[0]]) == 0
 
 
+@pytest.mark.usefixtures("folder")
+def test_v_with_a_dimension_more_than_movies_is_read_by_its_width() -> None:
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(N + 1, N)).astype(np.float32)
+    save_onnx(
+        Path("m.onnx"),
+        INPUTS,
+        f"{MEAN} scores = MatMul (psi, w)",
+        f"float[users, {N + 1}] psi, float[users, {N}] scores",
+        table=rng.normal(size=(N + 1, N + 1)).astype(np.float32),
+        w=kernel,
+    )
+    arguments = ["--movies", "movies.csv", "--tower", "m.onnx", "--vectors", "model:w", "--output", "psi"]
+    assert embedstore(["runs", "import", *arguments]) == 0
+    (path,) = Path("runs").iterdir()
+    run = Run.load(path)
+    ids = [int(line.split(",")[0]) for line in Path("movies.csv").read_text().splitlines()[1:]]
+    np.testing.assert_array_equal(run.movie_vectors, kernel.T[np.argsort(ids)])
+
+
 def command(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "embedstore", *arguments],

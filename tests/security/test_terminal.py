@@ -106,8 +106,9 @@ COMMANDS = [
 
 
 def test_no_command_lets_a_text_of_others_write_to_the_terminal(
-    run_of_a_stranger: Run, capsys: pytest.CaptureFixture[str]
+    run_of_a_stranger: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "300")  # where a table is narrow it shows less of a text
     folder = Path("ratings")
     folder.mkdir()
     (folder / "ratings.csv").write_text(f'userId,movieId,rating,timestamp\n1,"{EVIL}",x,1\n', newline="")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from embedstore.cli import run as embedstore
 from embedstore.loaders import load
 from embedstore.training.config import TrainConfig
 from tests.builders import edit_json, tiny_dataset, tiny_run, written
+from tests.cli.test_bad_input import Case
 
 A, B, BARE, OTHER = (
     "20240101t000000-aaaa",
@@ -44,15 +44,6 @@ def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     shutil.copytree(prepared, copy)
     monkeypatch.chdir(copy)
     return copy
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-    arguments: list[str]
-    code: int
-    sentence: str
-    prepare: Callable[[Path], object] = lambda folder: None
 
 
 def manifest(run_id: str, **change: object) -> Callable[[Path], object]:

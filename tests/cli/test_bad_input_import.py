@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from onnx import numpy_helper, parser
 from embedstore.cli import run as embedstore
 from embedstore.runs.run import Run
 from tests.builders import tiny_dataset, written
-from tests.cli.test_bad_input import contents
+from tests.cli.test_bad_input import Case, contents
 
 Capture = pytest.CaptureFixture[str]
 KERAS = "ignore:__array__ implementation:DeprecationWarning"  # as it saves
@@ -62,15 +61,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("ids.txt").write_text("\n".join(map(str, range(1, N + 1))))
     save_onnx(tmp_path / "mean.onnx", INPUTS, MEAN, table=table)
     return tmp_path
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-    arguments: list[str]
-    code: int
-    sentence: str
-    prepare: Callable[[Path], object] = lambda folder: None
 
 
 def array(name: str, value: Any, *, pickled: bool = False) -> Callable[[Path], object]:

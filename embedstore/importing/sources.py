@@ -28,6 +28,7 @@ from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature
 
 if TYPE_CHECKING:
     from embedstore.importing.model import Matrix, TowerModel
+    from embedstore.importing.towers import Proven
     from embedstore.runs.served import ServedTower
 
 __all__ = ["IN_MODEL", "Movies", "Source", "of_arrays", "of_model"]
@@ -134,7 +135,7 @@ def of_model(
     Raises UsageError, NotFoundError and DataError where it does not become a tower; see import_run.
     """
     from embedstore.importing.infer import infer
-    from embedstore.importing.towers import TOLERANCE, prove, sided
+    from embedstore.importing.towers import prove, sided
     from embedstore.runs.served import FILES, ServedTower, open_session
 
     say("opening the model")
@@ -184,38 +185,40 @@ def of_model(
             signature=signature,
         )
         proven = prove(served, lambda: model.plain(rules), say)
-        if proven.refused is not None:
-            notes.append(
-                f"the weights look like a plain stack, but that is {proven.refused:.0e} off the model, of "
-                f"the largest value of a dimension, more than {TOLERANCE:.0e}: the model itself serves psi"
-            )
-        for feature in proven.silent:
-            done = (
-                "this run can have none"
-                if proven.tower is served
-                else "this run takes zeros in place of its mean"
-            )
-            notes.append(f"the model answers NaN where no movie of a history has {feature}: {done}")
         if inferred and proven.tower is served:
-            notes += [
+            told += [
                 f"psi depends on which side of {name!r} the padding stands, and the model does not tell: the "
                 "right was taken; where it is the left, as Keras' pad_sequences has it, declare side as left"
                 for name in sided(served)
             ]
-        if proven.limit is not None:
-            notes.append(
-                f"psi is a mean of one vector per movie, but only of the newest {proven.limit}, since the "
-                "input of the model has no room for more: with an input of any length Qdrant could compute it"
-            )
         yield Source(
             matrix if bias is None else np.column_stack([matrix, bias]),
             proven.tower,
             _SERVED_BY[model.kind] if proven.tower is served else "numpy",
-            [*model.notes, *told, *notes],
+            [*model.notes, *told, *notes, *_of_proof(proven, served)],
             declaration,
             proven.difference,
             {"vectors": name, "tower": _named(tower)},
             bias=bias is not None,
+        )
+
+
+def _of_proof(proven: Proven, served: ServedTower) -> Iterator[str]:
+    """Yield what a person should know of the tower that was proven, beside its difference."""
+    from embedstore.importing.towers import TOLERANCE
+
+    if proven.refused is not None:
+        yield (
+            f"the weights look like a plain stack, but that is {proven.refused:.0e} off the model, of the "
+            f"largest value of a dimension, more than {TOLERANCE:.0e}: the model itself serves psi"
+        )
+    for feature in proven.silent:
+        done = "can have none" if proven.tower is served else "takes zeros in place of its mean"
+        yield f"the model answers NaN where no movie of a history has {feature}: this run {done}"
+    if proven.limit is not None:
+        yield (
+            f"psi is a mean of one vector per movie, but only of the newest {proven.limit}, since the input "
+            "of the model has no room for more: with an input of any length Qdrant could compute it"
         )
 
 

@@ -187,8 +187,11 @@ def run_folder(runs_dir: Path, run_id: str) -> Iterator[Path]:
     """Yield a folder, to be filled and sealed in the block, that then becomes runs_dir / run_id, whole.
 
     An exception leaves nothing behind, and what a kill leaves is removed by the next one; see
-    scratch_folder. Raises RunError where the run is there, or an OSError says that it cannot be written.
+    scratch_folder. Raises RunError where run_id is none, the run is there, or an OSError says that it cannot
+    be written.
     """
+    if not RUN_ID.fullmatch(run_id):
+        raise RunError(f"run id {run_id!r} is not one; expected the form 20261124t031500-1a2b")
     target = Path(runs_dir) / run_id
     if target.exists():
         raise RunError(f"run folder {target} exists; choose another run id")

@@ -10,7 +10,7 @@ import pytest
 
 from embedstore import Run, embed, import_run, open_store, recommend, similar, sync
 from embedstore.data.dataset import Dataset, Movie, RatingColumns
-from embedstore.errors import DataError, EmbedstoreError, NotFoundError, UsageError
+from embedstore.errors import DataError, EmbedstoreError, NotFoundError, RunError, UsageError
 from embedstore.runs.declaration import Declaration, InputRule
 from embedstore.runs.registry import list_runs
 
@@ -212,6 +212,7 @@ def test_the_declaration_names_a_vocabulary_of_another_order(tmp_path: Path) -> 
         (V, IDS, {"tower": V[:, :3]}, UsageError, r"has shape \(50, 3\) and V \(50, 6\)"),
         (np.where(V > 2, np.nan, V), IDS, {}, DataError, "holds NaN, infinity"),
         ("V.pkl", IDS, {}, UsageError, "is a pickle, and a pickle runs code"),
+        (V, IDS, {"run_id": "../x"}, RunError, "run id '../x' is not one"),
         (V, IDS, {"tower": "psi.onnx"}, NotFoundError, "model psi.onnx: there is no such file"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from embedstore.cli.train import train
+from embedstore.cli import cli
 from embedstore.errors import UsageError
 from embedstore.training.config import TrainConfig, field_infos
 
@@ -98,7 +98,7 @@ def test_a_value_of_a_wrong_type_is_refused_in_python_too() -> None:
 
 
 def test_help_lists_every_field_with_its_default() -> None:
-    text = CliRunner().invoke(train, ["--help"], terminal_width=100).output
+    text = CliRunner().invoke(cli, ["train", "--help"], terminal_width=100).output
     section = " ".join(text.split("Settings, each as -P KEY=VALUE:")[1].split())
     for info in field_infos():
         if info.name != "preset":

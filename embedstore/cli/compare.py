@@ -13,9 +13,16 @@ from embedstore.cli.evaluate import (
     dataset_of,
     metric_option,
     ready_to_train,
+)
+from embedstore.cli.output import (
+    Column,
+    format_options,
+    one_format,
+    print_csv,
+    print_json,
+    print_table,
     status,
 )
-from embedstore.cli.output import Column, format_options, one_format, print_csv, print_json, print_table
 from embedstore.cli.settings import alias_option, data_option, run_at, runs_option, store_option
 
 if TYPE_CHECKING:

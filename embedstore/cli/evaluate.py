@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from embedstore.cli.output import (
     print_csv,
     print_json,
     print_table,
+    status,
     terminal_width,
 )
 from embedstore.cli.settings import (
@@ -46,7 +46,6 @@ __all__ = [
     "metric_option",
     "print_in_parts",
     "ready_to_train",
-    "status",
 ]
 
 WIDTH = 100  # of a table of scores where there is no terminal; what does not fit follows in another
@@ -181,18 +180,6 @@ def ready_to_train(protocols: Sequence[str], *runs: Run) -> None:
 
     if "global-time" in protocols and any(recipe_of(run).uses_tensorflow for run in runs):
         start_tensorflow()
-
-
-@contextmanager
-def status() -> Iterator[Callable[[str], None] | None]:
-    """Show what is being done on standard error, where it is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("reading") as shown:
-        yield shown.update
 
 
 def print_in_parts(header: Sequence[str], rows: Sequence[Sequence[str]], *, first: int) -> None:

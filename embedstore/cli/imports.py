@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from embedstore.cli.output import escape, print_json, print_table, say
+from embedstore.cli.output import escape, print_json, print_table, say, status
 from embedstore.cli.settings import runs_option, setting
 from embedstore.errors import EmbedstoreError, UsageError, VerificationError
 
@@ -89,7 +87,7 @@ def import_command(
     _check_options(tower, declaration, write_input, output, signature, ratings, columns)
     dataset = None if ratings is None else _ratings(ratings, columns)
     movie_ids, table = _movies(movies, ids, dataset)
-    with _progress() as progress:
+    with status() as progress:
         try:
             imported = import_run(
                 vectors,
@@ -183,19 +181,6 @@ def _movies(movies: Path | None, ids: Path | None, dataset: Dataset | None) -> t
             f"none of the {found.size:,} ids of {ids} is a movie of {movies}; expected ids of the same kind"
         )
     return found, table
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None] | None]:
-    """Show what is being done on standard error, where it is a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    with console.status("reading") as status:
-        yield status.update
 
 
 def _write(declaration: Declaration, path: Path) -> None:

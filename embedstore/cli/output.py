@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -29,6 +30,7 @@ __all__ = [
     "print_lines",
     "print_table",
     "say",
+    "status",
     "table_lines",
     "terminal_width",
 ]
@@ -133,6 +135,18 @@ def escape(text: str) -> str:
 def say(sentence: str) -> None:
     """Print a sentence to standard error."""
     click.echo(escape(sentence), err=True)
+
+
+@contextmanager
+def status() -> Iterator[Callable[[str], None] | None]:
+    """Show what is being done on standard error, where it is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("reading") as shown:
+        yield shown.update
 
 
 def table_lines(

@@ -18,7 +18,7 @@ from embedstore.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Dataset", "Movie", "MovieTable", "RatingColumns"]
+__all__ = ["Dataset", "Movie", "MovieTable", "RatingColumns", "labels_of"]
 
 _TIE_BITS = 16
 
@@ -37,6 +37,13 @@ class Movie:
 
 
 MovieTable = Mapping[Any, Movie]  # by movie id; Mapping[MovieId, ...] would refuse a dict[int, Movie]
+
+
+def labels_of(feature: str, movie: Movie) -> Sequence[str]:
+    """Return what a movie has of the feature genres or years of a tower."""
+    if feature == "genres":
+        return movie.genres
+    return [] if movie.year is None else [str(movie.year)]
 
 
 @dataclass(frozen=True)

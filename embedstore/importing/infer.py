@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from embedstore.errors import UsageError
@@ -34,10 +34,10 @@ class UntoldError(UsageError):
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known besides the model: the number of movies, and the labels of genres and years."""
+    """What is known besides the model: the number of movies, and the labels of a feature."""
 
     n_movies: int
-    labels: Mapping[str, Sequence[str]]
+    labels: Callable[[str], Sequence[str]]
 
 
 def infer(
@@ -45,14 +45,15 @@ def infer(
     tables: Mapping[str, int],
     *,
     n_movies: int,
-    labels: Mapping[str, Sequence[str]],
+    labels: Callable[[str], Sequence[str]],
 ) -> Declaration:
     """Return the declaration of a model's inputs.
 
     By the name of an input, genres and years are those of the watched movies, a mask or length is that of
     the movies, and all else that may be movies is. tables: the rows of the table that an input goes into,
     by its name: as many as the vocabulary are indices from 0; one more, from 1, 0 the padding, as Keras'
-    mask_zero has it; two more, from 2, 1 the unknown, as its StringLookup. labels: of genres and years.
+    mask_zero has it; two more, from 2, 1 the unknown, as its StringLookup. labels: of genres
+    or years, asked where an input takes them.
 
     Raises UntoldError that names the first input that cannot be told.
     """
@@ -90,7 +91,7 @@ def _rule(given: ModelInput, table: int | None, known: _Known, *, alone: bool) -
         return InputRule(name, feature, "length", dtype)
     if len(shape) != 2:
         raise ValueError(f"input {name!r} has shape {shape_text(shape)}; expected (users, movies)")
-    labels = tuple(known.labels.get(feature, ()))
+    labels = () if feature == "movies" else tuple(known.labels(feature))
     n = known.n_movies if feature == "movies" else len(labels)
     if feature != "movies" and not labels:
         raise ValueError(f"input {name!r} takes {feature}, and the movies have none; give them with --movies")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from embedstore.data.dataset import Movie, MovieTable
+from embedstore.data.dataset import Movie, MovieTable, labels_of
 from embedstore.data.features import Rows, Vocabulary
 from embedstore.errors import NotFoundError, UsageError
 from embedstore.importing.vectors import check_ids, read_ids, read_vectors, refuse_pickle
@@ -147,8 +147,7 @@ def of_model(
     told: list[str] = []
     inferred = declaration is None
     if declaration is None:
-        labels = {feature: movies.labels(feature) for feature in ("genres", "years")}
-        declaration = infer(model.inputs, model.tables, n_movies=len(movies), labels=labels)
+        declaration = infer(model.inputs, model.tables, n_movies=len(movies), labels=movies.labels)
         told += [
             f"what the columns of {rule.name!r} hold cannot be told from the model: 1 was taken for every "
             f"{rule.feature[:-1]} of the history; where they were divided, declare values as mean or l2"
@@ -245,13 +244,6 @@ def open_model(tower: Any, *, output: str | None, signature: str | None) -> Towe
     require("keras")
 
     return open_keras(Path(tower) if isinstance(tower, str) else tower, output=output, signature=signature)
-
-
-def labels_of(feature: str, movie: Movie) -> Sequence[str]:
-    """Return what a movie has of genres or years."""
-    if feature == "genres":
-        return movie.genres
-    return [] if movie.year is None else [str(movie.year)]
 
 
 def _feature(movies: Movies, rule: InputRule) -> MovieFeature:

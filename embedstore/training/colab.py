@@ -31,11 +31,12 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from embedstore.data.dataset import labels_of
 from embedstore.data.features import Bags
 from embedstore.evaluation.serving import evaluate, vector_scorer
 from embedstore.runs.tower import DenseTower, Feature, MovieFeature, TowerInput, TowerLayer
 from embedstore.training.config import TrainConfig
-from embedstore.training.prepared import Fitted, Prepared, Progress, TrainProgress, labels_of
+from embedstore.training.prepared import Fitted, Prepared, Progress, TrainProgress
 
 __all__ = ["ColabModel", "fit", "movie_features"]
 

@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedstore.data.dataset import Dataset, Movie
+from embedstore.data.dataset import Dataset, Movie, labels_of
 from embedstore.data.features import Bags, Rows
 from embedstore.errors import DataError
 from embedstore.evaluation.baselines import indicator
 from embedstore.evaluation.cold import ColdScores, evaluate_cold
 from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature
 from embedstore.runs.writer import rated_movies
-from embedstore.training.prepared import Fitted, Prepared, labels_of
+from embedstore.training.prepared import Fitted, Prepared
 
 __all__ = ["Traits", "hold_out", "known_traits", "measure_cold", "with_cold"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,6 @@ __all__ = [
     "Fitted",
     "Prepared",
     "TrainProgress",
-    "labels_of",
     "prepare",
     "target_of",
 ]
@@ -148,13 +147,6 @@ class Fitted:
     log: list[dict[str, Any]]
     best: Mapping[str, Any] = field(default_factory=dict)
     cold: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
-
-
-def labels_of(feature: str, movie: Movie) -> Sequence[str]:
-    """Return what a movie has of the feature genres or years of a tower."""
-    if feature == "genres":
-        return movie.genres
-    return [] if movie.year is None else [str(movie.year)]
 
 
 def target_of(ratings: npt.NDArray[np.float32], given: float | None) -> float:

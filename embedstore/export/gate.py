@@ -9,7 +9,7 @@ import numpy as np
 from embedstore.data.features import Bags, Rows
 from embedstore.errors import VerificationError
 from embedstore.export.tables import Psi
-from embedstore.runs.tower import UserTower
+from embedstore.runs.tower import UserTower, largest_difference
 
 __all__ = ["LONGEST", "TOLERANCE", "check", "padded", "random_histories"]
 
@@ -17,7 +17,6 @@ TOLERANCE = 1e-6
 LONGEST = 2000
 _FEWEST = 50
 _BATCH_FLOATS = 1 << 22  # gathered values of one call, 32 MB in float64
-_NOISE = 1e-6  # of the largest value of all: what is smaller may be nothing but cancellation
 
 
 def random_histories(n_movies: int) -> Bags:
@@ -51,10 +50,7 @@ def check(what: str, psi: Psi, tower: UserTower, histories: Bags, *, width: int)
     batches = list(_batches(histories, _BATCH_FLOATS // width))
     found = np.concatenate([psi(padded(bags)) for bags in batches])
     expected = np.concatenate([tower.batch(bags) for bags in batches])
-    largest = np.abs(expected).max(axis=0)  # (embedding_dim,)
-    scale = np.maximum(largest, _NOISE * largest.max()).astype(np.float64)
-    differences = np.abs(found.astype(np.float64) - expected) / np.where(scale > 0, scale, 1)
-    difference = float(differences.max())
+    difference = largest_difference(found, expected)
     if not difference <= TOLERANCE:
         raise VerificationError(
             f"psi of {what} differs from the run's tower by {difference:.1e} of its largest value on "

@@ -16,7 +16,7 @@ from embedstore.errors import UsageError
 from embedstore.export.tables import Psi
 from embedstore.runs.files import open_file
 from embedstore.runs.run import Run
-from embedstore.runs.served import FILES, NAMES, ServedTower, open_session
+from embedstore.runs.served import FILES, NAMES, ServedTower, model_files, open_session
 
 __all__ = ["check_formats", "copy", "inputs_of"]
 
@@ -37,13 +37,11 @@ def check_formats(run: Run, tower: ServedTower, formats: Sequence[str]) -> None:
 
 def copy(run: Run, tower: ServedTower, path: Path) -> Psi:
     """Copy the model of run to path, and return psi as the copy computes it."""
-    source = FILES[tower.kind]
-    for name in run.manifest.files:
-        if f"{name}/".startswith(f"{source}/"):
-            target = path / name.removeprefix(source).lstrip("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open_file(run.path, name) as file, open(target, "xb") as copied:
-                shutil.copyfileobj(file, copied)
+    for name in model_files(run.manifest.files, tower.kind):
+        target = path / name.removeprefix(FILES[tower.kind]).lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open_file(run.path, name) as file, open(target, "xb") as copied:
+            shutil.copyfileobj(file, copied)
     session = open_session(tower.kind, path, output=tower.output, signature=tower.signature)
     own = replace(tower, session=session)
 

@@ -17,8 +17,9 @@ from embedstore.data.features import Bags, Rows
 from embedstore.errors import DataError
 from embedstore.importing.model import Matrix, PlainStack
 from embedstore.runs.declaration import InputRule
+from embedstore.runs.encoding import indices_of
 from embedstore.runs.served import ServedTower
-from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature, TowerInput
+from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature, TowerInput, largest_difference
 
 __all__ = ["N_HISTORIES", "TOLERANCE", "Proven", "prove", "random_histories", "sided"]
 
@@ -27,7 +28,6 @@ LONGEST: Final = 2000
 TOLERANCE: Final = 1e-5  # of the largest value of a dimension: what float32 loses in a model, not in ours
 _FEW, _SHORT = 20, 50  # histories for a first look, and the movies of the longest: a model may be slow
 _MANY = 100  # movies that are compared with each other
-_NOISE = 1e-6  # of the largest value of all: what is smaller may be nothing but cancellation
 
 Say = Callable[[str], None]
 
@@ -158,9 +158,8 @@ def _empty(model: ServedTower, histories: Bags) -> dict[str, npt.NDArray[np.bool
     empty: dict[str, npt.NDArray[np.bool_]] = {}
     for rule in model.rules:
         if rule.labels:
-            bags = model.features[rule.feature].bags(histories)
-            known = bags if rule.unknown is not None else bags.where(bags.rows >= 0)
-            empty[rule.feature] = known.sizes == 0
+            values = indices_of(rule, histories, model.positions, model.features)
+            empty[rule.feature] = values.sizes == 0
     return empty
 
 
@@ -180,13 +179,9 @@ def _singles(model: ServedTower, rows: Rows) -> Matrix:
 
 
 def _difference(found: Matrix, expected: Matrix) -> float:
-    """Return the largest difference, relative to the largest value of its dimension; NaN is left out."""
+    """Return the largest_difference; users to whom the model answers NaN are left out."""
     there = np.isfinite(expected).all(axis=1)
-    found, expected = found[there], expected[there]
-    largest = np.abs(expected).max(axis=0)  # (embedding_dim,)
-    scale = np.maximum(largest, _NOISE * largest.max()).astype(np.float64)
-    differences = np.abs(found.astype(np.float64) - expected) / np.where(scale > 0, scale, 1)
-    return float(differences.max())
+    return largest_difference(found[there], expected[there])
 
 
 def _dense(stack: PlainStack, model: ServedTower) -> DenseTower | None:

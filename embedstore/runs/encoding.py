@@ -12,7 +12,7 @@ from embedstore.data.features import Bags, Ids, Rows
 from embedstore.runs.declaration import InputRule
 from embedstore.runs.tower import MovieFeature
 
-__all__ = ["encode"]
+__all__ = ["encode", "indices_of"]
 
 
 def encode(
@@ -40,16 +40,16 @@ def encode(
         elif rule.form == "length":
             fed[rule.name] = told[rule.feature].sizes.astype(rule.dtype)
         elif rule.form == "multi_hot":
-            fed[rule.name] = _multi_hot(rule, _indices(rule, bags, positions, features))
+            fed[rule.name] = _multi_hot(rule, indices_of(rule, bags, positions, features))
         else:
             values = Bags(ids[bags.rows], bags.offsets) if rule.form == "ids" else None
-            values = _kept(rule, values or _indices(rule, bags, positions, features))
+            values = _kept(rule, values or indices_of(rule, bags, positions, features))
             told[rule.feature], shapes[rule.feature] = values, rule
             fed[rule.name] = _rectangle(rule, values, rule.padding, rule.dtype)
     return fed
 
 
-def _indices(rule: InputRule, bags: Bags, positions: Rows, features: Mapping[str, MovieFeature]) -> Bags:
+def indices_of(rule: InputRule, bags: Bags, positions: Rows, features: Mapping[str, MovieFeature]) -> Bags:
     """Return the indices of every history for an input, without those that it leaves out."""
     if rule.feature == "movies":
         found = Bags(positions[bags.rows], bags.offsets)

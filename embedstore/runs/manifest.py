@@ -22,6 +22,7 @@ __all__ = [
     "read_manifest",
     "reference_of",
     "replace_file",
+    "sync_folders",
     "sync_path",
     "with_digest",
 ]
@@ -209,3 +210,9 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folders(path: Path) -> None:
+    """Make the names in a folder, and in every folder inside it, durable."""
+    for folder in (path, *(inner for inner in path.rglob("*") if inner.is_dir())):
+        sync_path(folder)

@@ -26,7 +26,7 @@ from embedstore.runs.consent import allowed
 from embedstore.runs.declaration import rules_of
 from embedstore.runs.files import content_of, map_array, open_file, parse_json, release, release_map
 from embedstore.runs.manifest import Manifest, read_manifest
-from embedstore.runs.served import FILES, NAMES, ServedTower, Session, open_session, require
+from embedstore.runs.served import FILES, NAMES, ServedTower, Session, model_files, open_session, require
 from embedstore.runs.tower import (
     AdditiveTower,
     DenseTower,
@@ -324,7 +324,7 @@ class Run:
             for rule in rules
             if rule.labels
         }
-        files = [found for found in self.manifest.files if f"{found}/".startswith(f"{FILES[kind]}/")]
+        files = model_files(self.manifest.files, kind)
         n_bytes = sum(self.manifest.files[found]["bytes"] for found in files)
         for rule in rules:
             highest = len(rule.labels) - 1 if rule.labels else int(positions.max(initial=0))

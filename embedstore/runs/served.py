@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,10 +15,9 @@ import numpy.typing as npt
 from embedstore.data.features import Bags, Ids, Rows
 from embedstore.errors import EmbedstoreError, RunError, UsageError
 from embedstore.runs.declaration import InputRule
-from embedstore.runs.encoding import encode
-from embedstore.runs.manifest import sync_path
+from embedstore.runs.encoding import encode, indices_of
 from embedstore.runs.quiet import start_tensorflow
-from embedstore.runs.tower import Matrix, MovieFeature, Terms
+from embedstore.runs.tower import Matrix, MovieFeature, Terms, one_history
 
 __all__ = [
     "FILES",
@@ -28,10 +25,10 @@ __all__ = [
     "Kind",
     "ServedTower",
     "Session",
+    "model_files",
     "open_session",
     "require",
     "session_of",
-    "write_served",
 ]
 
 Kind = Literal["onnx", "keras", "saved_model"]
@@ -53,6 +50,11 @@ _PACKAGES = {"onnx": "onnxruntime", "keras": "tensorflow", "saved_model": "tenso
 _BATCH_FLOATS = 1 << 22  # of the inputs of one call, 16 MB in float32
 _INDEX_FLOATS = 64  # what an index becomes in the model: its row of a table
 _LEFT_OUT_ROWS = 1 << 20  # of the histories that terms asks about at a time, 8 MB
+
+
+def model_files(names: Iterable[str], kind: str) -> list[str]:
+    """Return those of names, the files of a run, that its model consists of."""
+    return [name for name in names if f"{name}/".startswith(f"{FILES[kind]}/")]
 
 
 def require(kind: str) -> None:
@@ -247,12 +249,7 @@ class ServedTower:
         return self.width + int(self.constant)
 
     def __call__(self, rows: Sequence[int] | Rows) -> npt.NDArray[np.float32]:
-        history = np.asarray(rows, dtype=np.int64)
-        if history.ndim != 1 or not history.size:
-            raise ValueError(
-                f"a history must be a non-empty sequence of movie rows, received shape {history.shape}"
-            )
-        psi: npt.NDArray[np.float32] = self.batch(Bags.of([history]))[0]
+        psi: npt.NDArray[np.float32] = self.batch(Bags.of([one_history(rows)]))[0]
         return psi
 
     def knows(self, bags: Bags) -> npt.NDArray[np.bool_]:
@@ -286,9 +283,8 @@ class ServedTower:
 
     def terms(self, rows: Sequence[int] | Rows) -> Terms:
         """Return psi less psi without the movie, for every movie of one history; see UserTower."""
-        psi = self(rows).astype(np.float64)
-        history = np.asarray(rows, dtype=np.int64)
-        n = history.size
+        history = one_history(rows)
+        psi, n = self(history).astype(np.float64), history.size
         without = np.zeros((n, self.embedding_dim))  # a history of nothing has no psi
         step = max(1, _LEFT_OUT_ROWS // n)
         for start in range(0, n, step):
@@ -321,13 +317,9 @@ class ServedTower:
 
     def _sizes(self, rule: InputRule, bags: Bags) -> Rows:
         """Return how many values every history has for an input, shape (n_users,)."""
-        if rule.feature == "movies":
-            found = Bags(self.positions[bags.rows], bags.offsets)
-        else:
-            found = self.features[rule.feature].bags(bags)
-        return (
-            found if rule.unknown is not None or rule.form == "ids" else found.where(found.rows >= 0)
-        ).sizes
+        if rule.form == "ids":
+            return bags.sizes
+        return indices_of(rule, bags, self.positions, self.features).sizes
 
 
 def _is_free(rule: InputRule) -> bool:
@@ -340,35 +332,3 @@ def _floats(rule: InputRule, size: int) -> int:
     if rule.form == "multi_hot":
         return int(rule.size or 1)
     return _INDEX_FLOATS * (rule.length or max(1, size))
-
-
-def write_served(path: Path, tower: ServedTower) -> None:
-    """Write tower into the unsealed run folder path: tower.json, its arrays, and a copy of the model.
-
-    Raises ValueError where it has no model that can be copied, OSError where it cannot be written.
-    """
-    if tower.model is None:
-        raise ValueError("a served tower must have the file of its model, received None")
-    target = path / FILES[tower.kind]
-    target.parent.mkdir()
-    if tower.kind == "saved_model":
-        shutil.copytree(tower.model, target, copy_function=shutil.copyfile)
-    else:
-        shutil.copyfile(tower.model, target)
-    for folder in [target.parent, *(found for found in target.parent.rglob("*") if found.is_dir())]:
-        sync_path(folder)
-    arrays = {"positions": tower.positions}
-    for name, feature in tower.features.items():
-        arrays |= {f"{name}.offsets": feature.offsets, f"{name}.values": feature.values}
-    for name, array in arrays.items():
-        np.save(path / f"tower.{name}.npy", array.astype(np.int64), allow_pickle=False)
-    content = {
-        "schema": 1,
-        "kind": tower.kind,
-        "output": tower.output,
-        "signature": tower.signature,
-        "constant": tower.constant,
-        "inputs": [rule.to_dict() for rule in tower.rules],
-    }
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    (path / "tower.json").write_text(text, encoding="utf-8")

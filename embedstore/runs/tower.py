@@ -25,6 +25,8 @@ __all__ = [
     "TowerInput",
     "TowerLayer",
     "UserTower",
+    "largest_difference",
+    "one_history",
     "recency",
 ]
 
@@ -33,6 +35,7 @@ Feature = Literal["movies", "genres", "years"]
 Pooling = Literal["mean", "l2", "sum"]
 Activation = Literal["linear", "tanh", "relu"]
 
+_NOISE = 1e-6  # of the largest value of all: what is smaller may be nothing but cancellation
 _BATCH_FLOATS = 1 << 22  # pooled values of one thread: 32 MB in float64
 _THREADED_RATINGS = 100_000  # below, a second thread costs more than it gives
 
@@ -152,7 +155,7 @@ class AdditiveTower:
         return int(self.history_vectors.shape[1])
 
     def __call__(self, rows: Sequence[int] | Rows) -> npt.NDArray[np.float32]:
-        picked = self.history_vectors.take(_one_history(rows), axis=0)  # (n, embedding_dim)
+        picked = self.history_vectors.take(one_history(rows), axis=0)  # (n, embedding_dim)
         mean: npt.NDArray[np.float32] = (
             np.add.reduce(picked, axis=0, dtype=np.float64) / len(picked)
         ).astype(np.float32)
@@ -166,7 +169,7 @@ class AdditiveTower:
         return bags.sizes > 0
 
     def terms(self, rows: Sequence[int] | Rows) -> Terms:
-        picked = self.history_vectors.take(_one_history(rows), axis=0).astype(np.float64)
+        picked = self.history_vectors.take(one_history(rows), axis=0).astype(np.float64)
         return Terms(picked / len(picked), exact=True)
 
 
@@ -185,7 +188,7 @@ class DenseTower:
         return int(width) + int(self.constant)
 
     def __call__(self, rows: Sequence[int] | Rows) -> npt.NDArray[np.float32]:
-        history = _one_history(rows)
+        history = one_history(rows)
         psi: npt.NDArray[np.float32] = self.batch(Bags(history, np.array([0, history.size])))[0]
         return psi
 
@@ -197,7 +200,7 @@ class DenseTower:
         return bags.sizes > 0
 
     def terms(self, rows: Sequence[int] | Rows) -> Terms:
-        history = _one_history(rows)
+        history = one_history(rows)
         exact = all(layer.activation == "linear" for layer in self.layers)
         alone = Bags(history, np.arange(history.size + 1))  # every movie a history of its own
         pooled = []
@@ -261,7 +264,8 @@ class DenseTower:
         return bags if part.feature == "movies" else self.features[part.feature].bags(bags)
 
 
-def _one_history(rows: Sequence[int] | Rows) -> Rows:
+def one_history(rows: Sequence[int] | Rows) -> Rows:
+    """Return the rows of one history as an array. Raises ValueError where they are none, or empty."""
     history = np.asarray(rows, dtype=np.int64)
     if history.ndim != 1 or not history.size:
         raise ValueError(
@@ -273,6 +277,14 @@ def _one_history(rows: Sequence[int] | Rows) -> Rows:
 def _no_empty(bags: Bags) -> None:
     if len(bags) and int(bags.sizes.min()) == 0:
         raise ValueError(f"history {int(np.argmin(bags.sizes))} of the batch is empty; leave such users out")
+
+
+def largest_difference(found: Matrix, expected: Matrix) -> float:
+    """Return the largest difference of user embeddings, relative to the largest value of its dimension."""
+    largest = np.abs(expected).max(axis=0)  # (embedding_dim,)
+    scale = np.maximum(largest, _NOISE * largest.max()).astype(np.float64)
+    differences = np.abs(found.astype(np.float64) - expected) / np.where(scale > 0, scale, 1)
+    return float(differences.max())
 
 
 def recency(sizes: Rows, half_life: float) -> npt.NDArray[np.float64]:

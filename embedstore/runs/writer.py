@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import secrets
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,12 +21,20 @@ from embedstore.data.dataset import Dataset
 from embedstore.data.features import Ids, MovieId, Rows
 from embedstore.errors import RunError
 from embedstore.runs.files import release
-from embedstore.runs.manifest import MANIFEST, Manifest, digest_of, replace_file, sync_path, with_digest
+from embedstore.runs.manifest import (
+    MANIFEST,
+    Manifest,
+    digest_of,
+    replace_file,
+    sync_folders,
+    sync_path,
+    with_digest,
+)
 from embedstore.runs.programs import git
 from embedstore.runs.registry import RUN_ID
 from embedstore.runs.scratch import scratch_folder
-from embedstore.runs.served import ServedTower, write_served
-from embedstore.runs.tower import AdditiveTower, DenseTower
+from embedstore.runs.served import FILES, ServedTower
+from embedstore.runs.tower import AdditiveTower, DenseTower, MovieFeature
 
 __all__ = [
     "ADDITIVE",
@@ -43,6 +52,7 @@ __all__ = [
     "write_content",
     "write_json",
     "write_run",
+    "write_served",
 ]
 
 _LARGEST = 2**63 - 1
@@ -238,8 +248,7 @@ def describe_run(
 
 def seal_run(path: Path, manifest: Manifest) -> None:
     """Write the manifest, the last file of a run."""
-    sync_path(path / "histories")
-    sync_path(path)
+    sync_folders(path)
     replace_file(path / MANIFEST, with_digest(manifest.to_json()))
 
 
@@ -315,10 +324,14 @@ def _write_tower(path: Path, tower: AdditiveTower | DenseTower | ServedTower) ->
     for name, array in _arrays(tower):
         save_array(path / f"{name}.npy", np.ascontiguousarray(array, dtype=np.float32))
     if isinstance(tower, DenseTower):
-        for feature in tower.features.values():
-            save_array(path / f"tower.{feature.name}.offsets.npy", feature.offsets.astype(np.int64))
-            save_array(path / f"tower.{feature.name}.values.npy", feature.values.astype(np.int64))
+        _write_features(path, tower.features)
     write_json(path / "tower.json", ADDITIVE if isinstance(tower, AdditiveTower) else _dense_json(tower))
+
+
+def _write_features(path: Path, features: Mapping[str, MovieFeature]) -> None:
+    for name, feature in features.items():
+        save_array(path / f"tower.{name}.offsets.npy", feature.offsets.astype(np.int64))
+        save_array(path / f"tower.{name}.values.npy", feature.values.astype(np.int64))
 
 
 def _lines(dataset: Dataset, vocabulary: Rows, ids: Sequence[MovieId]) -> Iterator[str]:
@@ -353,6 +366,32 @@ def _dense_json(tower: DenseTower) -> dict[str, Any]:
         "constant": tower.constant,
         "labels": {feature.name: list(feature.labels) for feature in tower.features.values()},
     }
+
+
+def write_served(path: Path, tower: ServedTower) -> None:
+    """Write tower into the unsealed run folder path: tower.json, its arrays, and a copy of the model.
+
+    Raises ValueError where it has no model that can be copied, OSError where it cannot be written.
+    """
+    if tower.model is None:
+        raise ValueError("a served tower must have the file of its model, received None")
+    target = path / FILES[tower.kind]
+    target.parent.mkdir()
+    if tower.kind == "saved_model":
+        shutil.copytree(tower.model, target, copy_function=shutil.copyfile)
+    else:
+        shutil.copyfile(tower.model, target)
+    save_array(path / "tower.positions.npy", tower.positions.astype(np.int64))
+    _write_features(path, tower.features)
+    content = {
+        "schema": 1,
+        "kind": tower.kind,
+        "output": tower.output,
+        "signature": tower.signature,
+        "constant": tower.constant,
+        "inputs": [rule.to_dict() for rule in tower.rules],
+    }
+    write_json(path / "tower.json", content)
 
 
 def save_array(path: Path, array: npt.NDArray[Any]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from embedstore.errors import NotFoundError, RunError, UsageError, VerificationError
 from embedstore.runs.evaluation import evaluation_path, read_evaluation
-from embedstore.runs.manifest import MANIFEST, read_manifest, replace_file, sync_path
+from embedstore.runs.manifest import MANIFEST, read_manifest, replace_file, sync_folders, sync_path
 from embedstore.runs.registry import MLFLOW, RUN_ID
 from embedstore.runs.run import Run
 from embedstore.runs.scratch import scratch_folder
@@ -176,8 +176,7 @@ def _bring(artefact: _Artefact, runs_dir: Path, into: Path, say: Say | None) -> 
 
 def _put(path: Path, target: Path) -> None:
     """Make the whole run at path durable and give it its place, unless another process was faster."""
-    for folder in (path, *(inner for inner in path.rglob("*") if inner.is_dir())):
-        sync_path(folder)
+    sync_folders(path)
     try:
         path.rename(target)
     except OSError:

@@ -21,8 +21,9 @@ from embedstore.runs.consent import allow, allowed
 from embedstore.runs.declaration import InputRule
 from embedstore.runs.private import private
 from embedstore.runs.run import Run
-from embedstore.runs.served import FILES, ServedTower, open_session, write_served
+from embedstore.runs.served import FILES, ServedTower, open_session
 from embedstore.runs.tower import MovieFeature
+from embedstore.runs.writer import write_served
 from tests.builders import tiny_run
 from tests.runs.models import (
     N,

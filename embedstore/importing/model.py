@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -72,9 +72,6 @@ class TowerModel(Protocol):
 
         Raises UsageError where there is none of that name, or it has not n rows or columns.
         """
-
-    def session(self) -> Any:
-        """Return the model as a function, see runs.served.Session."""
 
     def plain(self, rules: Sequence[InputRule]) -> PlainStack | None:
         """Return the model as a plain stack, None where it does not look like one. It is not proven yet."""
